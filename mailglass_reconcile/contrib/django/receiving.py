@@ -53,7 +53,7 @@ def _respond(view: WebhookView, request: HttpRequest, provider: str) -> HttpResp
     recorded: list[Recorded] = []
     if webhook.events:
         with failures.count_failure(f"a webhook of {incoming.provider}"), webhook.claim:
-            recorded = _record(incoming.provider, _group(view, request, webhook.events))
+            recorded = _record(incoming.provider, _group(view, request, tenant, webhook.events))
     else:
         webhook.confirm()
     log_recorded(incoming.provider, recorded)
@@ -73,11 +73,14 @@ def _public_url(view: WebhookView, request: HttpRequest, provider: str) -> str:
 
 
 def _group(
-    view: WebhookView, request: HttpRequest, events: Sequence[WebhookEvent]
+    view: WebhookView, request: HttpRequest, tenant: str | None, events: Sequence[WebhookEvent]
 ) -> Mapping[str, Sequence[WebhookEvent]]:
-    """Return the events of a webhook by tenant: one for the request, or that of `MAILGLASS_TENANT` for each event."""
+    """Return the events of a webhook by tenant: one for the request, or that of `MAILGLASS_TENANT` for each event.
+
+    The one for the request is *tenant*, whose secret has verified it, unless all tenants have the same secrets.
+    """
     if view.tenant is not None:
-        return {_find_tenant(view, request): events}
+        return {tenant or _find_tenant(view, request): events}
     by_tenant: dict[str, list[WebhookEvent]] = defaultdict(list)
     for event in events:
         by_tenant[signals.tenant_of(signals.as_tracking_event(event))].append(event)
@@ -95,7 +98,12 @@ def _read_body(request: HttpRequest, incoming: IncomingWebhook) -> bytes:
 
 
 def _record(provider: str, by_tenant: Mapping[str, Sequence[WebhookEvent]]) -> list[Recorded]:
-    """Record all events of a webhook in one transaction, each for its tenant."""
+    """Record all events of a webhook in one transaction, each for its tenant.
+
+    Raises:
+        ConfigurationError: Autocommit is off: nothing would commit them after the response.
+    """
+    database.require_autocommit()
     return database.record(
         lambda connection: [
             result

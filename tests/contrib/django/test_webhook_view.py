@@ -5,6 +5,7 @@ from types import ModuleType
 
 import pytest
 from django.core.checks import run_checks
+from django.db import connection, connections
 from django.test import Client, override_settings
 from django.urls import include, path, re_path
 from django.views.decorators.cache import never_cache
@@ -74,6 +75,15 @@ def test_each_subdomain_is_a_tenant_with_its_own_secrets(db, app, anymail_settin
         assert post("/webhooks/postmark", host="other.shop.example") == 404
         assert post("/webhooks/mailgun") == 404
     assert db.rows(TENANTS) == [("acme", 1), ("emca", 1)]
+
+
+def test_a_webhook_is_recorded_for_the_tenant_whose_secret_has_verified_it(db, app, anymail_settings):
+    """A second answer may be another one, as after a change of the table that the function reads."""
+    answers = iter(["acme", "emca"])
+    view = webhook_view(tenant=lambda request: next(answers), secrets=SECRETS)
+    with mount(re_path(ROUTE, view)):
+        assert post("/webhooks/postmark") == 200
+    assert (db.rows(TENANTS), next(answers)) == ([("acme", 1)], "emca")
 
 
 @pytest.mark.parametrize(
@@ -161,6 +171,19 @@ def test_a_process_starts_without_usable_secrets_and_logs_one_error(db, app, any
         assert Client().get("/webhooks/postmark", headers={"host": "a.shop.example"}).status_code == 503
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
     db.broken.add("I9")  # the line names `@FILE`
+
+
+def test_without_autocommit_a_webhook_is_answered_so_that_the_provider_repeats(
+    db, app, anymail_settings, configured, monkeypatch, caplog
+):
+    """Nothing commits after the view, so Django would roll it back when it closes the connection."""
+    connections.close_all()
+    monkeypatch.setitem(connection.settings_dict, "AUTOCOMMIT", False)
+    with mount(re_path(ROUTE, webhook_view())):
+        assert post("/webhooks/postmark") == 503
+    connections.close_all()
+    assert db.rows(TENANTS) == []
+    assert "autocommit is off in DATABASES['default']" in caplog.text
 
 
 def test_each_recorded_webhook_is_one_line_of_the_log(db, app, backends, caplog, configured):
