@@ -7,7 +7,7 @@ import datetime as dt
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError
+from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError, UnknownProviderError
 from mailglass_reconcile.providers import registry, sender
 from mailglass_reconcile.receiver import secret_store
 from mailglass_reconcile.receiver.opening import public_url
@@ -35,9 +35,11 @@ def trigger(provider: str, type_: str, message_id: str, url: str | None, recipie
     as delivered, opened or bounced. The receiver records it as any other webhook: for good, or as long as you keep
     events. SendGrid, Postal, Amazon SES and Scaleway sign with a private key, so their webhooks cannot be imitated.
     """
-    if not registry.is_known(provider):
-        raise click.UsageError(f"no such provider; known providers: {', '.join(registry.PROVIDERS)}")
-    name, record = provider_rules.canonical(provider), registry.get_provider(provider)
+    try:
+        record = registry.load_provider(provider)
+    except UnknownProviderError:
+        raise click.UsageError(f"no such provider; known providers: {', '.join(registry.PROVIDERS)}") from None
+    name = provider_rules.canonical(provider)
     if record.has_private_key:
         raise ConfigurationError(_no_sample(name))
     at = dt.datetime.now(dt.UTC)

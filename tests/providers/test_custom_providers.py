@@ -12,6 +12,7 @@ from pydantic import SecretStr
 import mailglass_reconcile
 import processes
 from mailglass_reconcile import ConfigurationError, Sent, WebhookEvent, broadcast, record_send
+from mailglass_reconcile.cli import main
 from mailglass_reconcile.providers import registry
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.webhooks import (
@@ -222,6 +223,18 @@ def test_a_function_loads_it_on_first_use(db, monkeypatch, carrier):
     settings = db.settings.model_copy(update={"imports": "carrier"})
     mailglass_reconcile.configure(engine=db.engine, settings=settings)
     assert parse("carrier", carrier.make_signed_request().body)[0].type == "delivered"
+
+
+def test_trigger_says_that_it_has_no_sample_of_it(db, monkeypatch, capsys, carrier):
+    """Nothing else has imported the module."""
+    monkeypatch.setattr(registry, "_custom_providers", {})
+    monkeypatch.delitem(sys.modules, "carrier")
+    settings = db.settings.model_copy(update={"imports": "carrier", "webhook_secrets": SecretStr("carrier=coo")})
+    mailglass_reconcile.configure(engine=db.engine, settings=settings)
+    with pytest.raises(SystemExit) as error:
+        main(["trigger", "carrier", "delivered", "--message-id", "m-1", "--to", "http://127.0.0.1:1/carrier"])
+    assert error.value.code == 1
+    assert "carrier is read by a reader of your own, and there is no sample" in capsys.readouterr().err
 
 
 @pytest.mark.slow
