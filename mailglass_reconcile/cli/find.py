@@ -31,13 +31,15 @@ Examples:
   mailglass-reconcile find - --json < address.txt | jq -r .id
 """
 
+MAX_LIMIT = 10_000
+
 
 @click.command(epilog=EXAMPLES)
 @click.argument("term_text", metavar="WHAT|-")
 @click.option("--tenant", metavar="ID", help="Search this tenant only.")
 @click.option(
     "--limit",
-    type=click.IntRange(1, 10_000),
+    type=click.IntRange(1, MAX_LIMIT),
     default=20,
     show_default=True,
     metavar="N",
@@ -71,7 +73,8 @@ def find(term_text: str, tenant: str | None, limit: int, as_json: bool) -> None:
     if not as_json and any(hit.kind == "event" for hit in results.hits):
         click.echo(wrap_text(format_as_of(results.as_of)), err=True)
     if results.more:
-        click.echo(f"only the newest {len(results.hits):,} are shown: --limit {10 * limit:,} shows more", err=True)
+        more = f": --limit {min(10 * limit, MAX_LIMIT)} shows more" if limit < MAX_LIMIT else ""
+        click.echo(f"only the newest {len(results.hits):,} are shown{more}", err=True)
 
 
 def _lines(results: SearchResults) -> Iterator[str]:

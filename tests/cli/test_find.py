@@ -44,11 +44,12 @@ def test_a_line_of_json_for_each(db, sent):
 
 
 def test_the_newest_are_shown_and_how_to_see_more(db, sent):
-    """The command does not repeat the address."""
-    factories.delivery(db, "m-2", recipient=ADA)
-    result = run(db, "find", "-", "--limit", "1", stdin=ADA)
-    assert result.stdout.startswith("2 deliveries and 0 events, newest first\n")
-    assert result.stderr == "only the newest 1 are shown: --limit 10 shows more\n"
+    """The command does not repeat the address, and its option can be typed as it is printed."""
+    for number in range(100):
+        factories.delivery(db, f"m-2-{number}", recipient=ADA)
+    result = run(db, "find", "-", "--limit", "100", stdin=ADA)
+    assert result.stdout.startswith("101 deliveries and 0 events, newest first\n")
+    assert result.stderr == "only the newest 100 are shown: --limit 1000 shows more\n"
 
 
 def test_an_address_of_nobody_leads_to_the_message_id(db):
