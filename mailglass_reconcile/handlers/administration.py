@@ -119,8 +119,11 @@ def forget(database: Database, type_: str | None, handler: str | None) -> int:
 
 
 def _rename_waiting(connected: OpenConnection) -> int:
-    with connected.writing() as tx:
-        return outbox.rename_waiting(tx, BATCH)
+    def rename_jobs() -> int:
+        with connected.writing() as tx:
+            return outbox.rename_waiting(tx, BATCH)
+
+    return with_retries(rename_jobs)
 
 
 def rename(database: Database, old: str, new: str) -> int:

@@ -426,6 +426,9 @@ def test_a_renaming_that_meets_a_deadlock_is_tried_again(renamed_db):
     renamed_db.run(DEADLOCK_ONCE)
     assert administration.rename(renamed_db.database, "old", "new") == 1
     assert renamed_db.rows(JOBS) == [("new", "bounced", "waiting")]
+    renamed_db.run("ALTER SEQUENCE public.deletes RESTART; UPDATE mailglass_handler_outbox SET handler = 'old'")
+    assert administration.forget(renamed_db.database, None, "old") == 0
+    assert renamed_db.rows(JOBS) == [("new", "bounced", "waiting")]
 
 
 def test_a_renamed_handler_is_not_replayed_and_needs_no_dispatcher(renamed_db):
