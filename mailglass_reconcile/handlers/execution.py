@@ -51,9 +51,6 @@ class HandlerTransaction(NamedTuple):
 Begin = Callable[[], AbstractContextManager[HandlerTransaction]]
 """Begins a transaction; the end of the block commits it, an error rolls it back."""
 
-ConnectionFactory = Callable[[], AbstractContextManager[Begin]]
-"""Opens the connection of one dispatcher for a block, and yields a function that begins its transactions."""
-
 
 class HandlerCommittedError(Exception):
     """A handler tried to commit."""

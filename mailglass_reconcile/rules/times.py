@@ -10,23 +10,6 @@ import datetime as dt
 from mailglass_reconcile.rules.humanize import format_ago
 
 
-def from_postgres(text: str) -> str:
-    """Return a time that Postgres wrote as text, without zone, in ISO 8601; an infinite one stays as it is."""
-    return text if text.endswith("infinity") else f"{text.replace(' ', 'T', 1)}Z"
-
-
-def add_minutes(text: str, minutes: int) -> str | None:
-    """Return the time so many *minutes* after one that Postgres wrote as text, in ISO 8601.
-
-    None if Python does not have it: Postgres knows infinity, and years that Python does not.
-    """
-    try:
-        at = dt.datetime.fromisoformat(text) + dt.timedelta(minutes=minutes)
-    except (ValueError, OverflowError):
-        return None
-    return f"{at.isoformat()}Z"
-
-
 def parse(iso: str | None) -> dt.datetime | None:
     """Return a time in ISO 8601; None for None, and for one that Python does not have."""
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.rules.matching import Document
@@ -21,11 +21,6 @@ from mailglass_reconcile.store.stored_keys import StoredKeys
 LINK = Function("mailglass_reconcile_link_v1", ("reconciled_ids", "orphan_ids", "owner_ids", "extra_metadata"))
 APPEND_WEBHOOK = Function("mailglass_reconcile_append_v1", ("entries",), catches=True)
 APPEND_EVENT = Function("mailglass_reconcile_append_event_v1", ("entry",), catches=True)
-
-_TYPES = """
-SELECT e.id::text, left(e.type, 512)
-  FROM unnest(CAST(:event_ids AS uuid[])) AS k (id) JOIN {schema}.mailglass_events AS e ON e.id = k.id
-"""
 
 # The text of a small document that is not compressed is at most about twice as long.
 _DOCUMENTS = """
@@ -170,12 +165,6 @@ def append_event(tx: Transaction, entry: Entry) -> bool:
     if None in event_ids:
         raise LookupError(f"there is no delivery {entry.delivery_id} of this tenant")
     return bool(event_ids)
-
-
-def load_types(tx: Transaction, event_ids: Iterable[str]) -> dict[str, str]:
-    """Return the type of each event, cut after 512 characters."""
-    ids = list(event_ids)
-    return dict(map(tuple, tx.execute(_TYPES, {"event_ids": array_literal(ids)}))) if ids else {}
 
 
 def load_documents(reading: Reading, event_ids: Collection[str]) -> Iterator[tuple[str, Document]]:
