@@ -58,10 +58,12 @@ def test_a_check_without_a_file_of_the_runbook_is_named(tmp_path, monkeypatch):
         reference.runbook()
 
 
-def test_an_alert_has_a_constant_summary_and_a_description_with_values():
-    """`summary` groups notifications; `description` is made of labels and values."""
+def test_a_summary_has_no_value_and_a_description_has_one():
+    """Of the labels, only the check is in a summary: the pager shows no more, and the runbook has a section of it."""
     for rule in rules():
-        assert "{{" not in rule["annotations"]["summary"]
+        labels = re.findall(r"{{(.*?)}}", rule["annotations"]["summary"])
+        is_finding = rule["alert"] == "MailglassReconcileFinding"
+        assert labels == ([" $labels.check ", " $labels.status "] if is_finding else [])
         assert "{{" in rule["annotations"]["description"]
         finding = '{{ if eq $labels.status "error" }}critical{{ else }}warning{{ end }}'
         assert rule["labels"]["severity"] in ("critical", "warning", finding)
