@@ -409,7 +409,10 @@ MORE_ON_STATES = {
 }
 """What a page says of a state beside the words that commands print."""
 LINK = "[link it manually](trouble.md#link-it-manually)"
+LATE = "Wait for the next sweep. After 10 minutes, see [`sweeps`](doctor.md#sweeps)."
 STEPS = {
+    "matched": LATE,
+    "unseen": LATE,
     "unmatched": "[compare the ids](trouble.md#everything-is-unmatched)",
     "unmatchable": "[write a key rule](own-provider.md)",
     "ambiguous": f"[record the recipient](trouble.md#ambiguous-after-a-campaign), or {LINK}",

@@ -71,6 +71,7 @@ def story(db, monkeypatch) -> Iterator[None]:
         factories.orphan_row(factories.postmark(factories.new_id()), **arrived),
     ]
     factories.insert(db, deliveries, orphans)
+    db.run("UPDATE mailglass_open_orphans SET state = 'tenant_mismatch' WHERE event_id = CAST(:id AS uuid)", id=EVENT)
     bounce = factories.orphan_row(factories.postmark(ids[0]), id=DEAD, type="bounced", delivery_id=linkable[0]["id"],
                                   needs_reconciliation=False)  # fmt: skip
     factories.insert(db, events=[bounce])

@@ -1,6 +1,8 @@
 """The manifests: valid for Kubernetes, with existing commands and settings, and with the names that the pages use."""
 
+import json
 import re
+import subprocess
 
 import click
 import kubernetes_validate
@@ -92,6 +94,22 @@ def test_pages_name_the_objects_of_the_manifests():
     kinds = {"Deployment": "deploy", "Job": "job"}
     assert used <= {f"{kinds[row['kind']]}/{row['metadata']['name']}" for row in OBJECTS if row["kind"] in kinds}
     assert {"deploy/mailglass-worker", "job/mailglass-migrate"} <= used
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_doctor_s_page_makes_a_pod_like_the_worker_s(version):
+    """Where no worker runs there is no pod for `kubectl exec`; this one has the worker's settings and secrets."""
+    (program,) = re.findall(r"kubectl get deploy/mailglass-worker -o json \| jq '(.*?)' \|", TEXT, re.DOTALL)
+    (worker,) = [row for row in OBJECTS if (row["kind"], row["metadata"]["name"]) == ("Deployment", "mailglass-worker")]
+    jq = subprocess.run(["jq", program], input=json.dumps(worker), capture_output=True, text=True, check=True)
+    pod = json.loads(jq.stdout)
+    kubernetes_validate.validate(pod, version, strict=True)
+    (expected,) = PODS["mailglass-worker"]["containers"]
+    assert pod["spec"] == {
+        **PODS["mailglass-worker"],
+        "restartPolicy": "Never",
+        "containers": [{**expected, "args": ["mailglass-reconcile", "doctor"]}],
+    }
 
 
 def test_pages_name_the_services_of_the_compose_file():
