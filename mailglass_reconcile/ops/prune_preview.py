@@ -29,14 +29,17 @@ SELECT count(*) AS rows, {schema}.mailglass_reconcile_iso_v1(min(o.arrived_at)) 
    AND EXISTS (SELECT FROM {schema}.mailglass_reconcile_settled_v1(o.event_id, o.tenant_id) OFFSET 0)
 """
 
+# OFFSET 0, here and below, so that tenants come first: with stale statistics, the rest looks like a single row.
 _MISSING = """
 SELECT count(*) AS rows, {schema}.mailglass_reconcile_iso_v1(min(a.arrived_at)) AS oldest
   FROM {schema}.mailglass_reconcile_tenants_of_orphans_v1('') AS t
-  JOIN {schema}.mailglass_events AS e
-    ON e.tenant_id = t.tenant_id AND e.needs_reconciliation = true
-   AND e.inserted_at >= now()::timestamp - make_interval(days => 1, mins => :max_age_minutes)
+ CROSS JOIN LATERAL (
+         SELECT id, tenant_id, inserted_at FROM {schema}.mailglass_events
+          WHERE tenant_id = t.tenant_id AND needs_reconciliation = true AND delivery_id IS NULL
+            AND inserted_at >= now()::timestamp - make_interval(days => 1, mins => :max_age_minutes)
+         OFFSET 0) AS e
  CROSS JOIN LATERAL {schema}.mailglass_reconcile_arrival_of_v1(e.id, e.inserted_at) AS a
- WHERE e.delivery_id IS NULL AND NOT {schema}.mailglass_reconcile_is_expired_v1(a.arrived_at, :max_age_minutes)
+ WHERE NOT {schema}.mailglass_reconcile_is_expired_v1(a.arrived_at, :max_age_minutes)
    AND EXISTS (SELECT FROM {schema}.mailglass_reconcile_missing_v1(e.id, e.tenant_id) OFFSET 0)
 """
 
