@@ -10,6 +10,9 @@ from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.humanize import escape_unprintable, sanitize
 from mailglass_reconcile.rules.states import MatchState
 
+TENANT_ARGUMENTS = "tenant of webhook_app, tenant_id of receive or record_webhook, or MAILGLASS_TENANT"
+"""Where an application says which tenant a webhook belongs to."""
+
 
 class WrongTenant(NamedTuple):
     """The other tenant that has an event's delivery.
@@ -91,8 +94,8 @@ def tenant_steps(wrong_tenant: WrongTenant) -> tuple[str, str]:
     tenant = sanitize(wrong_tenant.tenant_id)
     in_mailglass = " (in Mailglass, resolve_webhook_tenant)" if wrong_tenant.in_mailglass else ""
     return (
-        f"route these webhooks to tenant {tenant}, because a stored event keeps its tenant: tenant of webhook_app,"
-        f" tenant_id of receive or record_webhook, or MAILGLASS_TENANT{in_mailglass}",
+        f"route these webhooks to tenant {tenant}, because a stored event keeps its tenant:"
+        f" {TENANT_ARGUMENTS}{in_mailglass}",
         _redelivery_step(wrong_tenant.provider, wrong_tenant.type, wrong_tenant.message_id, tenant),
     )
 

@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 
 COMMAND = "manage.py mailglass"
 """The name of our command in a Django project."""
-LOCAL_NAMES = {f"`{errors.COMMAND} ": f"`{COMMAND} ", "in MAILGLASS_IMPORTS": "imported in an AppConfig's ready()"}
-"""What messages say in place of a command of the console script, and of the setting that names modules."""
+LOCAL_NAMES = {
+    f"`{errors.COMMAND} ": f"`{COMMAND} ",
+    "in MAILGLASS_IMPORTS": "imported in an AppConfig's ready()",
+    "tenant of webhook_app": "tenant of webhook_view",
+}
+"""What messages say in place of a command of the console script, the setting that names modules, and the receiver."""
 
 
 class MailglassReconcileConfig(AppConfig):

@@ -12,6 +12,7 @@ from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, e
 from mailglass_reconcile.ops.checks.sweeps import DATABASE_CHECKS, WORKER_CHECKS
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.humanize import format_duration, n_of_m, pluralize, sanitize, verb
+from mailglass_reconcile.rules.remedy import TENANT_ARGUMENTS
 from mailglass_reconcile.rules.states import UNSEEN
 from mailglass_reconcile.rules.times import format_time
 from mailglass_reconcile.store import ledger
@@ -67,7 +68,7 @@ def tenants(context: CheckContext) -> Iterator[Finding]:
         f"{n_of_m(number, total, 'newest open event')} {'matches' if number == 1 else 'match'} only another tenant's"
         f" deliveries; the events' tenant is {tenant_ids}"
     )
-    step = "pass the delivery's tenant to record_webhook(), or set MAILGLASS_TENANT"
+    step = f"route these webhooks to the tenant of their deliveries: {TENANT_ARGUMENTS}"
     if context.is_made_by_mailglass:
         step = "implement resolve_webhook_tenant in Mailglass, which stamps every webhook with `default` otherwise"
     step += f"; {SEND_AGAIN}"

@@ -10,6 +10,7 @@ from django.apps import apps
 from django.core.checks import ERROR, WARNING, Tags, run_checks
 from django.test import override_settings
 
+import factories
 import processes
 from django_project import another_database, leave_the_app
 from mailglass_reconcile import beat_schedule, on_event, reconcile
@@ -224,6 +225,15 @@ def test_hints_about_handlers_are_those_of_a_django_project(app, db, caplog):
     assert "check DATABASES['default'] and the server" in str(unavailable_error("08006"))
     log_missed(db.database, [Registration("suppress", "bounced")])
     assert "mailglass-reconcile" not in caplog.text
+
+
+def test_a_hint_about_tenants_names_the_view(app, db):
+    """A project has no receiver of its own, and a view with a tenant does not ask MAILGLASS_TENANT."""
+    factories.delivery(db, "m-1", tenant_id="acme")
+    factories.orphan(db, factories.postmark("m-1"), tenant_id="default")
+    reconcile()
+    (finding,) = run_checks(tags=[Tags.database], databases=["default"])
+    assert "tenant of webhook_view, tenant_id of receive or record_webhook, or MAILGLASS_TENANT;" in finding.hint
 
 
 @pytest.fixture
