@@ -96,6 +96,8 @@ def from_argument(secrets: SecretsArgument | None, settings: Settings) -> Secret
         return from_setting(settings)
     if callable(secrets):
         return CallableSecrets(secrets)
+    if not isinstance(secrets, Mapping):  # such as the text of the setting
+        raise ConfigurationError("secrets must be a mapping of providers to secrets, or a function that returns them")
     by_tenant = {tenant: value for tenant, value in secrets.items() if isinstance(value, Mapping)}
     if not any(by_tenant.values()) and len(by_tenant) == len(secrets):
         raise ConfigurationError("no webhook can be received without a provider's secret")

@@ -159,8 +159,8 @@ def configured(db):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"secrets": {"postmark": "me:"}}, {"secrets": {}}, {"secrets": SECRETS}, {"secrets": None}],
-    ids=["unusable", "none", "of tenants without a tenant", "none in the settings"],
+    [{"secrets": secrets} for secrets in ({"postmark": "me:"}, {}, "postmark=me:acme", SECRETS, None)],
+    ids=["unusable", "none", "the text of the setting", "of tenants without a tenant", "none in the settings"],
 )
 def test_a_process_starts_without_usable_secrets_and_logs_one_error(db, app, anymail_settings, caplog, arguments):
     """The provider's own test of the address fails, too, and its webhooks come again."""
