@@ -1,9 +1,6 @@
 """A killed prune or erasure leaves no delivery half done; the next one does the rest."""
 
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from itertools import product
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -12,7 +9,7 @@ import processes
 from backdating import check, fill, prune
 from database import Database
 from faults.runs import FULL
-from faults.tracing import may_trace, was_killed
+from faults.tracing import was_killed
 from personal import erase_person, raw
 
 pytestmark = pytest.mark.slow
@@ -20,7 +17,6 @@ pytestmark = pytest.mark.slow
 Record = Callable[[str, object], None]
 ADA = "ada@example.com"
 ROWS = 5
-CALLS = ("sendto", "recvfrom")
 RETENTION = {f"MAILGLASS_RETENTION_{name}_DAYS": "30" for name in ("EVENTS", "DELIVERIES")}
 
 _REMAINING = "SELECT (SELECT count(*) FROM mailglass_events) + (SELECT count(*) FROM mailglass_deliveries)"
@@ -39,6 +35,7 @@ class Prune:
     """Old deliveries with their events, which a retention deletes."""
 
     arguments = ("prune",)
+    selection = range(90, 130, 10)
 
     def __init__(self, db: Database) -> None:
         self.db = db
@@ -63,6 +60,7 @@ class Erase:
     """A person's deliveries, open orphans and raw webhooks."""
 
     arguments = ("erase", ADA)
+    selection = range(30, 110, 20)
 
     def __init__(self, db: Database) -> None:
         self.db = db
@@ -87,72 +85,28 @@ class Erase:
         erase_person(self.db, ADA)
 
 
-def retire_in_process(work: Prune | Erase, redis_url: str, *before: str, dies_at: int = 0) -> bool:
-    """Do the work in a process of its own, under the command *before*; return True if it was killed."""
-    environment = {**work.db.environment(redis_url), **RETENTION, "PYTHONPATH": "tests"}
-    command = (
-        [*before, sys.executable, "-m", "faults.retirer", *work.arguments]
-        if before
-        else ["-m", "faults.retirer", *work.arguments]
-    )
-    return was_killed(processes.run(command, {**environment, "RETIRER_DIES_AT": str(dies_at)}))
-
-
-def kill_and_finish(db: Database, begin: type[Prune | Erase], run: Callable[..., bool], numbers: Iterable[int]) -> int:
-    """Kill the work at each of *numbers*, and finish it each time; return how often it was half done."""
-    middle = 0
-    for number in numbers:
-        work = begin(db)
-        hit = run(work, number)
-        db.wait_until_alone()
-        work.check()
-        middle += 0 < work.remaining < work.rows
-        work.finish()
-        assert work.remaining == 0
-        if not hit:
-            break
-    assert middle, "never killed in the middle"
-    return middle
-
-
-def sockets(work: Prune | Erase, redis_url: str, call: str, log: Path) -> Iterator[int]:
-    """Return the numbers of the system calls to die at: all since the first on a socket, or three of them."""
-    assert not retire_in_process(work, redis_url, "strace", "-f", "-qq", "-y", "-e", f"trace={call}", "-o", str(log))
-    lines = log.read_text().splitlines()
-    first = next(number for number, line in enumerate(lines, 1) if "socket:[" in line)
-    step = 1 if FULL else max(1, (len(lines) - first) // 4)
-    return iter(range(first if FULL else first + step, len(lines), step))
-
-
-@pytest.mark.skipif(not may_trace(), reason="strace is missing or may not trace")
-@pytest.mark.parametrize(
-    ("begin", "call"), [*product([Prune, Erase], CALLS)] if FULL else [*zip([Prune, Erase], CALLS, strict=True)]
-)
-def test_work_killed_at_a_call_to_the_server_is_finished_by_the_next(
-    db: Database, redis_url: str, begin: type[Prune | Erase], call: str, tmp_path: Path, record_property: Record
-) -> None:
-    """A statement has not been sent, or its response has not arrived; each is tried for one of the two in the
-    selection.
-    """
-
-    def run(work: Prune | Erase, number: int) -> bool:
-        inject = f"inject={call}:signal=KILL:when={number}"
-        return retire_in_process(
-            work, redis_url, "strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject
-        )
-
-    middle = kill_and_finish(db, begin, run, sockets(begin(db), redis_url, call, tmp_path / "log"))
-    record_property("fault", (f"{begin.__name__.lower()} killed at {call}", middle))
+def retire_in_process(work: Prune | Erase, redis_url: str, dies_at: int) -> bool:
+    """Do the work in a process of its own; return True if it was killed."""
+    more = {**RETENTION, "PYTHONPATH": "tests", "RETIRER_DIES_AT": str(dies_at)}
+    command = ["-m", "faults.retirer", *work.arguments]
+    return was_killed(processes.run(command, {**work.db.environment(redis_url), **more}))
 
 
 @pytest.mark.parametrize("begin", [Prune, Erase])
 def test_work_killed_at_a_fail_point_is_finished_by_the_next(
     db: Database, redis_url: str, begin: type[Prune | Erase], record_property: Record
 ) -> None:
-    """Fail points are around statements and COMMITs; this needs no strace."""
-
-    def run(work: Prune | Erase, number: int) -> bool:
-        return retire_in_process(work, redis_url, dies_at=number)
-
-    middle = kill_and_finish(db, begin, run, range(1, 1_000, 1 if FULL else 23))
+    """Fail points are around statements and COMMITs; the selected ones are amid the work."""
+    middle = 0
+    for number in range(1, 1_000) if FULL else begin.selection:
+        work = begin(db)
+        is_killed = retire_in_process(work, redis_url, number)
+        db.wait_until_alone()
+        work.check()
+        middle += 0 < work.remaining < work.rows
+        work.finish()
+        assert work.remaining == 0
+        if not is_killed:
+            break
+    assert middle, "never killed in the middle"
     record_property("fault", (f"{begin.__name__.lower()} killed at a fail point", middle))
