@@ -28,7 +28,7 @@ from waiting import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 
 Record = Callable[[str, object], None]
-EVENTS = 1_000 if FULL else 100
+EVENTS = 1_000 if FULL else 40
 KILLS = 6
 """How many times handlers kill their process, on average."""
 
