@@ -166,7 +166,7 @@ def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> dic
 def prune() -> dict[str, Any]:
     """Delete rows that are older than their retention, expire old orphans, and repair the table of open orphans.
 
-    The rows are raw webhooks, events, deliveries, finished handler jobs and runs.
+    The rows are raw webhooks, events, deliveries and finished handler jobs; old runs are added up.
 
     Returns:
         The fields of `PruneResult`.

@@ -1,5 +1,4 @@
--- Mailglass's tables as its own migrations make them, for databases without a Mailglass; and what keeps the ledger
--- append-only there.
+-- On Mailglass's tables that `migrate` made: the indexes that our statements use, and what keeps the ledger append-only.
 
 -- step: index mailglass_deliveries_pkey [made here]
 CREATE UNIQUE INDEX mailglass_deliveries_pkey ON {schema}.mailglass_deliveries (id);
