@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mailglass_reconcile.errors import MailglassReconcileError
@@ -75,7 +76,7 @@ class CertificateStore:
         self._budget, self._budget_at = UNKNOWN_WAIT_SECONDS / 2, time.monotonic()
         self._next_load, self._has_loaded = 0.0, False
         self._named: dict[str, _Named] = {}
-        """Addresses to fetch, the first named one first."""
+        """Addresses to fetch, the one that was named longest ago first."""
         self.start_anew()
 
     def start_anew(self) -> None:
@@ -166,8 +167,8 @@ class CertificateStore:
         """Enqueue a certificate, or bring it forward; one in flight, or that failed a moment ago, is left alone."""
         if source.url in self or source.url in self._in_flight or self._failure(source.url):
             return
-        times = self._named[source.url].times if source.url in self._named else 0
-        self._named[source.url] = _Named(source, times + 1, time.monotonic())
+        previous = self._named.pop(source.url, None)
+        self._named[source.url] = _Named(source, 1 + (previous.times if previous else 0), time.monotonic())
         if len(self._named) > MAX_NAMED:
             del self._named[next(iter(self._named))]
         self._start_thread()
@@ -193,7 +194,7 @@ class CertificateStore:
             job()
 
     def _next_job(self) -> Callable[[], None] | None:
-        """Return the next job: stored addresses first, then those that were named most often, then the oldest.
+        """Return the next job: stored addresses first, then those named most often, of these the one longest ago.
 
         SNS repeats a notification, so a genuine address is named again, however many a stranger makes up.
         """
@@ -201,12 +202,13 @@ class CertificateStore:
             if self._jobs:
                 return self._jobs.pop(0)
             oldest = time.monotonic() - NAMED_SECONDS
-            self._named = {url: named for url, named in self._named.items() if named.last_at > oldest}
+            while self._named and self._named[url := next(iter(self._named))].last_at < oldest:
+                del self._named[url]
             if not self._named:
                 self._threads -= 1
                 return None
-            stored = next((named for url, named in self._named.items() if url in self._stored), None)
-            source = (stored or max(self._named.values(), key=_times_named)).source
+            stored = next((self._named[url] for url in self._stored if url in self._named), None)
+            source = (stored or max(self._named.values(), key=attrgetter("times"))).source
             del self._named[source.url]
             self._in_flight.add(source.url)
             return partial(self._fetch, source)
@@ -243,7 +245,3 @@ class CertificateStore:
         if not addresses.add(url):
             with self._changed:
                 self._stored.discard(url)
-
-
-def _times_named(named: _Named) -> int:
-    return named.times

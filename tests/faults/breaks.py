@@ -252,7 +252,7 @@ BREAKS = (
           "mailglass_reconcile/providers/certificates.py", PROVIDERS, "if seconds < 0.001:", "if False:"),
     Break("stored certificates are fetched as late as others",
           "mailglass_reconcile/providers/certificates.py", PROVIDERS,
-          "if url in self._stored), None)", "if False), None)"),
+          "if url in self._named), None)", "if False), None)"),
     Break("an address that failed is tried again at once", "mailglass_reconcile/providers/certificates.py", PROVIDERS,
           "self._failures[source.url] = time.monotonic(), type(error), str(error)", "pass"),
 

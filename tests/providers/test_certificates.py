@@ -222,6 +222,19 @@ def test_names_are_bounded_and_the_oldest_go(service, monkeypatch):
     assert len(service.names) <= 18
 
 
+def test_what_is_named_again_stays_when_the_oldest_go(service, monkeypatch):
+    """A stranger who names thousands a second would otherwise push it out before SNS's second repetition."""
+    monkeypatch.setattr(certificates, "MAX_NAMED", 10)
+    store = CertificateStore()
+    ask(store, service, *(f"missing-{number}" for number in range(4)))
+    wait_until(lambda: service.at_once == 4)
+    strangers = [f"missing-{number}" for number in range(4, 20)]
+    ask(store, service, "genuine", *strangers[:8], "genuine", *strangers[8:])
+    service.may.set()
+    wait_until(lambda: not store._threads)
+    assert "genuine" in service.names
+
+
 def test_a_certificate_is_fetched_although_no_thread_could_be_started_before(monkeypatch, service):
     """A container has a limit of processes; a thread that did not start was once counted as one that fetches."""
     store = CertificateStore()
