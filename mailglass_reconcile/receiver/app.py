@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 from urllib.parse import quote
 
@@ -60,12 +61,11 @@ class Response(NamedTuple):
 
     status: int
     text: str
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    headers: Mapping[str, str] = MappingProxyType({})
     recorded: tuple[Recorded, ...] = ()
-    content_type: bytes = b"text/plain; charset=utf-8"
+    content_type: str = "text/plain; charset=utf-8"
 
 
-_CLOSE = ((b"connection", b"close"),)
 _OK = Response(200, "ok")
 
 
@@ -146,10 +146,10 @@ class Receiver:
             require_method(scope["method"], provider)
             if scope["method"] == "OPTIONS":
                 webhook, _ = await self._accept_head(provider, scope)
-                return Response(200, "ok", _encode(webhook.allowed_origin()))
+                return Response(200, "ok", webhook.allowed_origin())
             response = await self._receive(provider, scope, body)
         except Exception as error:
-            response = _refuse(provider, error)
+            response = Response(*refusal(provider, error))
         else:
             log_recorded(provider, response.recorded)
         if scope["method"] == "POST":
@@ -163,10 +163,10 @@ class Receiver:
                 404, "no metrics here: `mailglass-reconcile receive` has them if MAILGLASS_WEB_TOKEN is set"
             )
         if not has_bearer(dict(scope["headers"]).get(b"authorization", b""), token):
-            return Response(401, "the token is missing or wrong", ((b"www-authenticate", b'Bearer realm="metrics"'),))
+            return Response(401, "the token is missing or wrong", {"www-authenticate": 'Bearer realm="metrics"'})
         from mailglass_reconcile.receiver import metrics  # noqa: PLC0415 - its library is an extra
 
-        return Response(200, metrics.scrape(self.results).decode().rstrip(), content_type=metrics.CONTENT_TYPE.encode())
+        return Response(200, metrics.scrape(self.results).decode().rstrip(), content_type=metrics.CONTENT_TYPE)
 
     async def _receive(self, provider: str, scope: Scope, incoming: _RequestBody) -> Response:
         """Verify a webhook, cheapest checks first, and record its events."""
@@ -179,7 +179,7 @@ class Receiver:
                 await self._admission.wait(body, admission.TURN_SECONDS, fetched)
             opened = await self._verify_and_read(body, webhook)
             if opened.answer is not None:
-                return Response(200, opened.answer, content_type=b"application/json")
+                return Response(200, opened.answer, content_type="application/json")
             if not opened.events:
                 await _run_in_thread(self._threads, opened.confirm)
                 return _OK
@@ -253,15 +253,6 @@ class Receiver:
         return validation.configured_tenant("tenant_id", runtime.get_settings().tenant if tenant is None else tenant)
 
 
-def _refuse(provider: str, error: Exception) -> Response:
-    status, text, headers = refusal(provider, error)
-    return Response(status, text, _encode(headers))
-
-
-def _encode(headers: Mapping[str, str]) -> tuple[tuple[bytes, bytes], ...]:
-    return tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items())
-
-
 def _result(response: Response) -> str:
     if response.text == INVALID_SIGNATURE:
         return "refused"
@@ -311,13 +302,15 @@ class _RequestBody:
 async def _send_response(send: Send, response: Response, scope: Scope, incoming: _RequestBody) -> None:
     """Send a response. If the request's body is incomplete, discard the rest before the connection is closed."""
     text = f"{response.text}\n".encode()
-    headers = [(b"content-type", response.content_type), (b"content-length", str(len(text)).encode())]
+    headers = {"content-type": response.content_type, "content-length": str(len(text)), **response.headers}
     is_early = not incoming.is_complete
+    if is_early:
+        headers["connection"] = "close"
     await send(
         {
             "type": "http.response.start",
             "status": response.status,
-            "headers": [*headers, *response.headers, *(_CLOSE if is_early else ())],
+            "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()],
         }
     )
     body = b"" if scope["method"] == "HEAD" else text
