@@ -46,26 +46,21 @@ class WebhookRequest:
     url: str | None = None
 
     @cached_property
-    def _json(self) -> Any:
+    def json(self) -> Any:
+        """The value of the body, which must be JSON."""
         return parse_json(self.body)
 
     @cached_property
-    def _form(self) -> list[tuple[str, str]]:
+    def form(self) -> list[tuple[str, str]]:
+        """The fields of a URL-encoded form, in order."""
         if self.body.count(b"&") >= MAX_FIELDS or not self.body.isascii():
             raise InvalidWebhookError("the body is not a form")
         pairs = (field.partition(b"=") for field in self.body.split(b"&") if field)
         return [(_decode_text(name), _decode_text(value)) for name, _, value in pairs]
 
-    def json(self) -> Any:
-        return self._json
-
     def object(self) -> dict[str, Any]:
         """Return the body, which must be a JSON object."""
-        return require_object(self.json(), "the body")
-
-    def form(self) -> list[tuple[str, str]]:
-        """Return the fields of a URL-encoded form, in order."""
-        return self._form
+        return require_object(self.json, "the body")
 
     def header(self, name: str) -> str:
         """Return a header; raise `SignatureError` if it is missing or empty."""

@@ -116,7 +116,7 @@ def test_a_form_is_decoded_as_urllib_encodes_it(fields):
     """A value of it too, which may be any bytes."""
     body = urlencode(fields, errors="replace").encode()
     request = WebhookRequest(body, {})
-    assert request.form() == parse_qsl(body.decode(), keep_blank_values=True)
+    assert request.form == parse_qsl(body.decode(), keep_blank_values=True)
     for _, value in fields:
         content = value.encode("utf-16", "replace")
         assert decode_form_value(quote_plus(content).encode()) == content
@@ -126,7 +126,7 @@ def test_a_form_is_decoded_as_urllib_encodes_it(fields):
 def test_a_body_that_is_no_form_is_refused(body):
     """An escape is cut off, a byte is not encoded, or it has too many fields."""
     with pytest.raises(InvalidWebhookError, match=r"form|percent-encoded"):
-        WebhookRequest(body, {}).form()
+        _ = WebhookRequest(body, {}).form
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ _TIMES = (
 
 def _elements(request: WebhookRequest) -> list[Any]:
     """Return the batch, or the only event."""
-    body = request.json()
+    body = request.json
     return body if isinstance(body, list) else [wire.require_object(body, "the body")]
 
 

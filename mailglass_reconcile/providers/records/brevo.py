@@ -26,7 +26,7 @@ _FIRST_YEAR = 2012
 
 def _elements(request: WebhookRequest) -> list[Any]:
     """Return the request's event, or the batch; inbound mail gives none."""
-    body = request.json()
+    body = request.json
     if isinstance(body, list):
         return body
     return [] if "items" in wire.require_object(body, "the body") else [body]

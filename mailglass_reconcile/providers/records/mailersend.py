@@ -75,7 +75,7 @@ def _is_ping(request: WebhookRequest) -> bool:
         return False
     try:
         signatures.verify_hex_hmac(request, "Signature", TEST_SECRET)
-        return bool(get_path(request.json(), "type") == "webhook.test")
+        return bool(get_path(request.json, "type") == "webhook.test")
     except (InvalidWebhookError, SignatureError):
         return False
 

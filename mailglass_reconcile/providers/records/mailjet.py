@@ -41,7 +41,7 @@ _REASONS = {
 
 def _elements(request: WebhookRequest) -> list[Any]:
     """Return the batch, or the only event."""
-    body = request.json()
+    body = request.json
     return body if isinstance(body, list) else [wire.require_object(body, "the body")]
 
 

@@ -36,7 +36,7 @@ _STABLE_FIELDS = ("event", "type", "action", "ts", "url", "ip", "user_agent", "r
 
 def _elements(request: WebhookRequest) -> list[Any]:
     """Return the batch, which is a JSON text in the field `mandrill_events`."""
-    batch = dict(request.form()).get("mandrill_events")
+    batch = dict(request.form).get("mandrill_events")
     if batch is None:
         raise InvalidWebhookError("the form has no field mandrill_events")
     return wire.require_list(wire.parse_json(batch), "mandrill_events")
@@ -68,7 +68,7 @@ def _verify(request: WebhookRequest, secret: str, now: float) -> None:
     if not request.url:
         raise ConfigurationError("the signature of mandrill needs the webhook's public URL: pass url")
     try:
-        fields = dict(request.form())
+        fields = dict(request.form)
     except InvalidWebhookError:
         raise SignatureError("the signed form cannot be read") from None
     signatures.require_match(signatures.constant_time_equal(signature, _signature(request.url, fields, secret)))

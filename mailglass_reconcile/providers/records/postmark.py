@@ -117,7 +117,7 @@ PROVIDER = Provider(
         dashboard="your server, a message stream, Webhooks",
     ),
     authentication=signatures.BASIC,
-    elements=lambda request: [request.json()],
+    elements=lambda request: [request.json],
     table=EventTable(
         kind=_kind,
         kinds=_KINDS,

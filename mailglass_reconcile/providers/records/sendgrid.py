@@ -47,7 +47,7 @@ def _without_suffix(sg_message_id: str) -> str:
 
 
 def _elements(request: WebhookRequest) -> list[Any]:
-    return wire.require_list(request.json(), "the body")
+    return wire.require_list(request.json, "the body")
 
 
 def _kind(payload: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from mailglass_reconcile.rules.events import WebhookEvent
 def _elements(request: WebhookRequest) -> list[Any]:
     """Return the request's event: a JSON object, or the fields of a form."""
     if "form" in request.content_type.lower():
-        return [dict(request.form())]
+        return [dict(request.form)]
     return [request.object()]
 
 

@@ -145,7 +145,7 @@ PROVIDER = Provider(
         dashboard="Webhooks, Create webhook, with basic authentication",
     ),
     authentication=signatures.BASIC,
-    elements=lambda request: wire.require_list(request.json(), "the body"),
+    elements=lambda request: wire.require_list(request.json, "the body"),
     events=_events,
     batch=lambda payloads: [
         {"msys": {_EVENTS.get(payload["type"], ("", "message_event"))[1]: payload}} for payload in payloads
