@@ -204,28 +204,24 @@ def _load_certificate(url: str, region: str, service: NotificationService) -> x5
     """Fetch a certificate, and verify its issuer if the service has an authority."""
     try:
         from cryptography import x509  # noqa: PLC0415 - an extra
-        from cryptography.exceptions import InvalidSignature  # noqa: PLC0415
     except ImportError:
         raise signatures.extra_missing_error() from None
     try:
         certificate = x509.load_pem_x509_certificate(fetch_or_unavailable(url, service.name))
         authority = service.authority and service.authority.format(region=region)
-        issuers = _load_chain(x509, fetch_or_unavailable(authority, service.name)) if authority else []
+        issuers = x509.load_pem_x509_certificates(fetch_or_unavailable(authority, service.name)) if authority else []
     except ValueError:
         raise UnavailableError(f"{service.name} gave no certificate: try again") from None
-    if authority and not any(_has_issued(issuer, certificate, InvalidSignature) for issuer in issuers):
+    if authority and not any(_has_issued(issuer, certificate) for issuer in issuers):
         raise SignatureError(f"the certificate was not issued by {service.name}")
     return certificate
 
 
-def _load_chain(x509: Any, pem: bytes) -> list[x509.Certificate]:
-    chain: list[x509.Certificate] = x509.load_pem_x509_certificates(pem)
-    return chain
+def _has_issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+    from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - the certificates have needed it
 
-
-def _has_issued(issuer: x509.Certificate, certificate: x509.Certificate, invalid: type[Exception]) -> bool:
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, invalid):
+    except (ValueError, TypeError, InvalidSignature):
         return False
     return True
