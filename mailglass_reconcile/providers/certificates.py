@@ -124,7 +124,9 @@ class CertificateStore:
                 self._schedule_load(addresses)
             self._name(source)
             while source.url not in self:
-                self._raise_failure(source.url)
+                if failure := self._failure(source.url):
+                    _, kind, text = failure
+                    raise kind(text)
                 seconds = deadline - time.monotonic()
                 if seconds <= 0 or not may_wait:
                     raise UnavailableError("the certificate of a notification is not there yet: try again")
@@ -177,11 +179,6 @@ class CertificateStore:
         while self._failures and next(iter(self._failures.values()))[0] < time.monotonic() - FAILURE_SECONDS:
             del self._failures[next(iter(self._failures))]
         return self._failures.get(url)
-
-    def _raise_failure(self, url: str) -> None:
-        if failure := self._failure(url):
-            _, kind, text = failure
-            raise kind(text)
 
     def _start_thread(self) -> None:
         if self._threads < THREADS:

@@ -34,23 +34,19 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Result = TypeVar("Result")
 
 
-class RejectedError(Exception):
-    """A webhook is not recorded, whatever its content."""
-
-
-class MethodNotAllowedError(RejectedError):
+class MethodNotAllowedError(Exception):
     """The request has another method than a webhook."""
 
 
-class BodyTimeoutError(RejectedError):
+class BodyTimeoutError(Exception):
     """The body did not arrive in time."""
 
 
-class ClientDisconnectedError(RejectedError):
+class ClientDisconnectedError(Exception):
     """The client has disconnected."""
 
 
-class OverloadedError(RejectedError):
+class OverloadedError(Exception):
     """The body was evicted, or was not verified in time."""
 
 
@@ -95,7 +91,7 @@ class AdmissionControl:
             self._release(body)
 
     async def read(self, body: IncomingBody, receive: Receive, limit: int) -> bytes:
-        """Return the content of a body of at most *limit* bytes, or raise a `RejectedError`."""
+        """Return the content of a body of at most *limit* bytes, or raise the error that refuses it."""
         try:
             content = await self.wait(body, BODY_SECONDS, self._read_pieces(body, receive, limit))
         except TimeoutError:

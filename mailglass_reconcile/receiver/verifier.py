@@ -20,7 +20,6 @@ Result = TypeVar("Result")
 class _Job(NamedTuple):
     function: Callable[[], Any]
     future: asyncio.Future[Any]
-    loop: asyncio.AbstractEventLoop
 
 
 class _JobQueues:
@@ -59,9 +58,8 @@ class VerificationThread:
 
     def run(self, provider: str, size: int, *, verified: bool, job: Callable[[], Result]) -> asyncio.Future[Result]:
         """Enqueue a job and return the future of its result; a job that is cancelled while queued does not run."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Result] = loop.create_future()
-        (self._verified if verified else self._unverified).push(provider, size, _Job(job, future, loop))
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        (self._verified if verified else self._unverified).push(provider, size, _Job(job, future))
         self._start_next()
         return future
 
@@ -86,7 +84,7 @@ class VerificationThread:
 
     def _schedule_finish(self, job: _Job, future: Future[Any]) -> None:
         with suppress(RuntimeError):  # the loop was closed
-            job.loop.call_soon_threadsafe(self._finish, job, future)
+            job.future.get_loop().call_soon_threadsafe(self._finish, job, future)
 
     def _finish(self, job: _Job, future: Future[Any]) -> None:
         error = future.exception()
