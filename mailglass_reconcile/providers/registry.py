@@ -58,18 +58,11 @@ def read_events(provider: Provider, request: WebhookRequest) -> list[WebhookEven
             len(elements),
             reasons,
         )
+    # Of an application's provider, its key rule may read the metadata.
+    is_custom = provider.name in _custom_providers
     return [
-        event
-        for event in events
-        if event.message_id is not None or event.recipient is not None or _identify_or_warn(provider, event)
+        event for event in events if (is_custom and event.metadata) or formats.identify_or_warn(provider.name, event)
     ]
-
-
-def _identify_or_warn(provider: Provider, event: WebhookEvent) -> bool:
-    """Return True if a delivery can be found for an event; an application's key rule may read the metadata."""
-    if provider.name in _custom_providers and event.metadata:
-        return True
-    return formats.identify_or_warn(provider.name, event)
 
 
 def verify_request(provider: Provider, request: WebhookRequest, secret: str, now: dt.datetime) -> None:

@@ -380,7 +380,7 @@ BREAKS = (
     Break("a webhook of which nothing can be read is accepted", "mailglass_reconcile/providers/registry.py", PROVIDERS,
           "if failures.total() == len(elements):", "if False:"),
     Break("an event without id and recipient is recorded", "mailglass_reconcile/providers/registry.py", PROVIDERS,
-          "or _identify_or_warn(provider, event)\n", "or True\n"),
+          "or formats.identify_or_warn(provider.name, event)\n", "or True\n"),
     Break("a body may be larger than its provider sends", "mailglass_reconcile/providers/registry.py", PROVIDERS,
           "if len(request.body) > provider.max_bytes:", "if False:"),
     Break("the white space around a secret is part of it", "mailglass_reconcile/providers/registry.py", PROVIDERS,
