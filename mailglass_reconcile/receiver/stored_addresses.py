@@ -58,15 +58,12 @@ class StoredAddresses:
 
     def _try(self, failure: str, action: Callable[[Database], Result]) -> Result | None:
         try:
-            engine = engines.separate_engine(self._engine)
 
             def run() -> Result:
-                try:
+                with engines.temporary_engine(self._engine) as engine:
                     return action(Database(engine, runtime.get_settings()))
-                finally:
-                    engine.dispose()
 
-            return asyncio.run(greenlet_spawn(run)) if engine.dialect.is_async else run()
+            return asyncio.run(greenlet_spawn(run)) if self._engine.dialect.is_async else run()
         except Exception as error:  # an application's engine may raise anything
             if _throttle.allow(failure):
                 logger.warning("%s: %s", failure, failures.describe_error(error))

@@ -85,16 +85,13 @@ def use_caller_transaction(handle: object, settings: Settings) -> Iterator[Trans
 
 def _require_revision(connection: sa.Connection, settings: Settings) -> None:
     """Raise the error that names another revision, asked on another connection: the caller's may be aborted."""
-    engine = engines.separate_engine(connection.engine)
-    try:
-        with (
-            suppress(SQLAlchemyError, OSError),
-            engine.connect() as connection_,
-            OpenConnection(connection_, settings).reading() as tx,
-        ):
-            require_revision(tx)
-    finally:
-        engine.dispose()
+    with (
+        suppress(SQLAlchemyError, OSError),
+        engines.temporary_engine(connection.engine) as engine,
+        engine.connect() as separate,
+        OpenConnection(separate, settings).reading() as tx,
+    ):
+        require_revision(tx)
 
 
 def _require_usable(connection: sa.Connection) -> None:

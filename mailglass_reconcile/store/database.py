@@ -420,8 +420,7 @@ class Database:
 
         Errors of the block are not translated.
         """
-        engine = engines.separate_engine(self.engine)
-        try:
+        with engines.temporary_engine(self.engine) as engine:
             try:
                 connection = engines.connect(engine)
             except MailglassReconcileError as error:

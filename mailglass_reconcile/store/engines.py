@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -115,6 +116,16 @@ def separate_engine(engine: sa.Engine) -> sa.Engine:
     return sa.Engine(
         engine.pool.recreate(), engine.dialect, engine.url, execution_options=own_options, hide_parameters=True
     )
+
+
+@contextmanager
+def temporary_engine(engine: sa.Engine) -> Iterator[sa.Engine]:
+    """Yield a `separate_engine`, and dispose of it after the block."""
+    separate = separate_engine(engine)
+    try:
+        yield separate
+    finally:
+        separate.dispose()
 
 
 def connect(engine: sa.Engine) -> sa.Connection:

@@ -147,16 +147,12 @@ def open_session(engine: sa.Engine, settings: Settings) -> Iterator[Session]:
 
     Through a pooler, settings and lock would stay with a process that others use: then it can only be read.
     """
-    separate = engines.separate_engine(engine)
-    try:
-        with engines.connect(separate) as connection:
-            session = Session(connection, settings)
-            if session.is_direct:
-                session.run("begin", SETTINGS + _NO_TIMEOUTS)
-                _wait_for_lock(connection)
-            yield session
-    finally:
-        separate.dispose()
+    with engines.temporary_engine(engine) as separate, engines.connect(separate) as connection:
+        session = Session(connection, settings)
+        if session.is_direct:
+            session.run("begin", SETTINGS + _NO_TIMEOUTS)
+            _wait_for_lock(connection)
+        yield session
 
 
 def _wait_for_lock(connection: sa.Connection) -> None:
