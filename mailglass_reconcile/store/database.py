@@ -73,20 +73,16 @@ SELECT settings,
   FROM sessions
 """
 
-# A hash that parallel workers share lies in /dev/shm, of which a container has 64 MB.
-_CHOOSE_PATH = """
-SELECT current_setting('work_mem') AS memory, current_setting('parallel_tuple_cost') AS per_row,
-       set_config('enable_seqscan', :scans, true), set_config('enable_hashjoin', :scans, true),
-       set_config('enable_sort', :scans, true), set_config('enable_indexscan', :probes, true),
-       set_config('enable_indexonlyscan', :probes, true),
-       set_config('enable_nestloop', :probes, true), set_config('work_mem', :memory, true),
-       set_config('parallel_tuple_cost', :per_row, true), set_config('enable_parallel_hash', 'off', true)
-"""
-
-_ALLOW_SCANS = """
-SELECT current_setting('enable_seqscan') AS scans, current_setting('enable_sort') AS sorts,
-       set_config('enable_seqscan', :scans, true), set_config('enable_sort', :sorts, true)
-"""
+_SCANS = {
+    **dict.fromkeys(("enable_seqscan", "enable_hashjoin", "enable_sort"), "on"),
+    **dict.fromkeys(("enable_indexscan", "enable_indexonlyscan", "enable_nestloop"), "off"),
+    # A hash that parallel workers share lies in /dev/shm, of which a container has 64 MB.
+    "enable_parallel_hash": "off",
+    # Parallel workers are made cheap per row, because the planner expects far more rows than there are matches.
+    "parallel_tuple_cost": "0.001",
+    "work_mem": "64MB",
+}
+"""The settings under which a statement scans whole tables and joins them by hashing, with more memory."""
 
 # An ordinary table: reading a view would run the code of its owner.
 _MISSING_TABLES = """
@@ -429,8 +425,6 @@ class Database:
                 return
             with connection:
                 yield OpenConnection(connection, self.settings)
-        finally:
-            engine.dispose()
 
     @contextmanager
     def reading(self, timeout_ms: int = STATEMENT_TIMEOUT_MS) -> Iterator[Transaction]:
@@ -470,27 +464,25 @@ def require_revision(tx: Transaction) -> None:
             ) from None
 
 
-@contextmanager
-def prefer_scans(tx: Transaction) -> Iterator[None]:
-    """Make the block's statements scan whole tables and join them by hashing, with more memory.
-
-    Parallel workers are made cheap per row, because the planner expects far more rows than there are matches.
-    """
-    scans = {"scans": "on", "probes": "off", "memory": "64MB", "per_row": "0.001"}
-    previous = tx.execute(_CHOOSE_PATH, scans).one()
-    yield
-    tx.execute(_CHOOSE_PATH, {"scans": "off", "probes": "on", "memory": previous.memory, "per_row": previous.per_row})
+def prefer_scans(tx: Transaction) -> AbstractContextManager[None]:
+    """Make the block's statements scan whole tables and join them by hashing, with more memory."""
+    return _use_settings(tx, _SCANS)
 
 
-@contextmanager
-def trust_statistics(tx: Transaction) -> Iterator[None]:
+def trust_statistics(tx: Transaction) -> AbstractContextManager[None]:
     """Let the planner choose between an index and a scan with a sort for the block's statements.
 
     Use it for statements that are cheap either way, because statistics may be stale.
     """
-    previous = tx.execute(_ALLOW_SCANS, {"scans": "on", "sorts": "on"}).one()
+    return _use_settings(tx, {"enable_seqscan": "on", "enable_sort": "on"})
+
+
+@contextmanager
+def _use_settings(tx: Transaction, values: Mapping[str, str]) -> Iterator[None]:
+    """Change settings for the block; if it raises, the transaction is rolled back, and the settings with it."""
+    previous = tx.exchange(values)
     yield
-    tx.execute(_ALLOW_SCANS, {"scans": previous.scans, "sorts": previous.sorts})
+    tx.set(previous)
 
 
 def with_retries(action: Callable[[], T]) -> T:
