@@ -53,6 +53,7 @@ Span = trace.Span
 
 _lock = threading.Lock()
 _counts: Counter[tuple[str, str]] = Counter()
+_format_warnings: Counter[tuple[str, str]] = Counter()
 Value = str | int | None
 
 
@@ -175,6 +176,14 @@ def count_sweep(status: str, duration_ms: int | None = None) -> None:
 def count_format_warning(provider: str, type_: str) -> None:
     """Count an event in a format that its provider seems to have changed."""
     _instruments().format_warnings.add(1, {"provider": provider, "type": type_})
+    with _lock:
+        _format_warnings[provider, type_] += 1
+
+
+def format_warnings() -> dict[tuple[str, str], int]:
+    """Return the number of such events since the start of this process, by provider and type."""
+    with _lock:
+        return dict(_format_warnings)
 
 
 def record_lags(seconds: Iterable[float]) -> None:

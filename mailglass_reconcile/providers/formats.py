@@ -1,23 +1,19 @@
-"""Detect a changed webhook format: warn of and count events of a known type with neither an id nor a recipient."""
+"""Detect a changed webhook format: warn of events of a known type with neither an id nor a recipient."""
 
 from __future__ import annotations
 
 import logging
-import threading
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.log_throttle import LogThrottle
 
 logger = logging.getLogger(__name__)
 
-_lock = threading.Lock()
-_counts: Counter[tuple[str, str]] = Counter()
 _throttle = LogThrottle()
 
 count_warning: Callable[[str, str], None] | None = None
-"""Hook that also counts a warning, by provider and type, in the application's metrics."""
+"""Hook that counts a warning by provider and type."""
 
 
 def identify_or_warn(provider: str, event: WebhookEvent) -> bool:
@@ -32,17 +28,9 @@ def identify_or_warn(provider: str, event: WebhookEvent) -> bool:
     return False
 
 
-def warning_counts() -> Mapping[tuple[str, str], int]:
-    """Return the number of warnings of this process, by provider and type."""
-    with _lock:
-        return dict(_counts)
-
-
 def _warn(provider: str, type_: str) -> None:
     if count_warning:
         count_warning(provider, type_)
-    with _lock:
-        _counts[provider, type_] += 1
     if _throttle.allow((provider, type_)):
         logger.warning(
             "an event of %s (%s) has neither a message id nor a recipient: its format may have changed, and such events"

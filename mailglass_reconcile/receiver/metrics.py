@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from prometheus_client.core import Metric
 
 from mailglass_reconcile import exposition, telemetry
-from mailglass_reconcile.providers import formats
 
 CONTENT_TYPE = exposition.CONTENT_TYPE
 
@@ -25,7 +24,7 @@ def families(results: Mapping[tuple[str, str], int]) -> Iterator[Metric]:
     )
     yield exposition.make_counter("webhooks", help_, ("provider", "result"), sorted(results.items()))
     help_ = "Events of a known type with neither a message id nor a recipient: the provider has changed its format"
-    warnings = sorted(formats.warning_counts().items())
+    warnings = sorted(telemetry.format_warnings().items())
     yield exposition.make_counter("webhook_format_warnings", help_, ("provider", "type"), warnings)
     help_ = "Sends and webhooks that were not recorded, by the class of the error"
     failures = exposition.samples_by_label(telemetry.counts("recording_failures"))

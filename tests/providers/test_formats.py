@@ -2,9 +2,11 @@
 
 import json
 import logging
+from collections import Counter
 
 import pytest
 
+from mailglass_reconcile import telemetry
 from mailglass_reconcile.providers import formats
 from mailglass_reconcile.rules import log_throttle
 from mailglass_reconcile.webhooks import parse
@@ -18,7 +20,7 @@ CHANGED = json.dumps({"type": "activity.delivered", "data": {"id": "7", "to": "a
 def _fresh(monkeypatch):
     """Start with an empty throttle, like a new process."""
     monkeypatch.setattr(formats, "_throttle", log_throttle.LogThrottle())
-    monkeypatch.setattr(formats, "_counts", formats.Counter())
+    monkeypatch.setattr(telemetry, "_format_warnings", Counter())
 
 
 def warnings(caplog):
@@ -43,7 +45,7 @@ def test_it_is_one_warning_a_minute_for_each_provider_and_type_and_each_event_co
         now = at
         parse("sendgrid", batch)
         assert len(warnings(caplog)) == logged
-    assert formats.warning_counts() == {("sendgrid", "delivered"): 6, ("sendgrid", "opened"): 3}
+    assert telemetry.format_warnings() == {("sendgrid", "delivered"): 6, ("sendgrid", "opened"): 3}
 
 
 @pytest.mark.parametrize(
@@ -59,4 +61,4 @@ def test_pings_and_events_of_the_account_stay_silent(provider, body, caplog):
     """Their types are not event types of ours."""
     assert parse(provider, body) == []
     assert not warnings(caplog)
-    assert not formats.warning_counts()
+    assert not telemetry.format_warnings()

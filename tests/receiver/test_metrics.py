@@ -1,6 +1,7 @@
 """Counters of a receiver for Prometheus, without addresses."""
 
 import re
+from collections import Counter
 
 import httpx
 import pytest
@@ -8,8 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import pages
 import senders
-from mailglass_reconcile import exposition
-from mailglass_reconcile.providers import formats
+from mailglass_reconcile import exposition, telemetry
 from receivers import ask, first, mount_receiver, receiving
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 
@@ -79,7 +79,7 @@ def test_the_command_logs_and_counts(db, tmp_path, monkeypatch):
 
 def test_prometheus_reads_the_counters(db, monkeypatch):
     """Prometheus's own parser reads each with its type."""
-    monkeypatch.setattr(formats, "_counts", formats.Counter({("resend", "opened"): 2}))
+    monkeypatch.setattr(telemetry, "_format_warnings", Counter({("resend", "opened"): 2}))
     receiver = make_mounted_receiver()
     receiver.results.update({("postmark", "received"): 3})
 
