@@ -14,8 +14,6 @@ TABLES = revision.TABLES
 INDEXES = (*script.steps_of_kind("index"), "mailglass_deliveries_tenant_inserted_idx")
 """Our indexes, on our tables and on Mailglass's; the last one only where `migrate` made these."""
 
-TRIGGERS = tuple(script.steps_of_kind("trigger"))
-"""Our triggers; each calls the function of the same name."""
 GUARD = "mailglass_events_no_truncate"
 """The trigger against TRUNCATE and its function, which not every installation has."""
 

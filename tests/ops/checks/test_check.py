@@ -22,7 +22,7 @@ from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
 from mailglass_reconcile.ops.checks.workers import Cluster
 from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, SWEEP_TASK, make_beat_schedule
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import engines, schema
+from mailglass_reconcile.store import engines, schema, script
 from mailglass_reconcile.store.database import uuid7s
 from recording import event, record
 
@@ -51,7 +51,7 @@ def test_an_installation_that_is_well_has_no_finding_that_is_not_ok(db: Database
     assert not [finding for finding in findings if finding.status == OK and finding.remedy]
 
 
-@pytest.mark.parametrize("trigger", schema.TRIGGERS)
+@pytest.mark.parametrize("trigger", script.steps_of_kind("trigger"))
 def test_a_trigger_that_is_disabled(db: Database, trigger: str) -> None:
     """Orphans arrive meanwhile; `migrate` restores the trigger and adds them."""
     db.run(DISABLED.format(trigger))
