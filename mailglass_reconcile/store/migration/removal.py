@@ -9,8 +9,6 @@ from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.store import privileges, schema, script
 from mailglass_reconcile.store.database import Transaction, array_literal
 
-MAILGLASS = ("mailglass_deliveries", "mailglass_events", "mailglass_webhook_events")
-
 DROP_TABLES = """
 DROP TABLE {schema}.mailglass_deliveries, {schema}.mailglass_events, {schema}.mailglass_webhook_events;
 DROP FUNCTION IF EXISTS {schema}.mailglass_raise_immutability();
@@ -99,7 +97,7 @@ def _load_privileges(tx: Transaction) -> Sequence[Any]:
     """Return the privileges of other roles than the owner on what stays, and whether only our roles use them."""
     parameters = {
         "schema": tx.schema,
-        "tables": array_literal(MAILGLASS),
+        "tables": array_literal(schema.MAILGLASS_TABLES),
         "documented": array_literal(role.name for role in privileges.ROLES),
         "ours": array_literal(role.name for role in privileges.ROLES if not role.is_foreign),
     }
@@ -139,7 +137,7 @@ def describe_removal(tx: Transaction, *, tables: bool = False) -> list[str]:
     ]
     if others := "; ".join(f"REVOKE ALL ON {row.name}" for row in _load_privileges(tx) if not row.is_revoked):
         lines.append(f"stay: privileges that Mailglass or your application may need. If not, revoke them: {others}")
-    names = ", ".join(tx.name_of(name) for name in MAILGLASS)
+    names = ", ".join(tx.name_of(name) for name in sorted(schema.MAILGLASS_TABLES))
     if tables:
         return [*lines, f"dropped for good: {names}, with every row"]
     if schema.is_made_by_mailglass(tx):
