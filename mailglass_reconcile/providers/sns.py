@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Mapping
 from functools import partial
 from http.client import HTTPException
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mailglass_reconcile.errors import ConfigurationError, InvalidWebhookError, SignatureError
@@ -158,10 +159,12 @@ def make_authentication(service: NotificationService) -> Authentication:
 
 
 def validate_topic(arn: str) -> None:
-    """Raise `ConfigurationError` unless a secret is the ARN of a topic, with its region, account and name."""
+    """Raise `ConfigurationError` unless a secret is the ARN of a topic, and its certificates can be verified."""
     parts = arn.split(":", 5)
     if len(parts) < 6 or not all(parts) or (parts[0], parts[2]) != ("arn", "sns"):
         raise ConfigurationError("the secret must be the topic's ARN, such as arn:aws:sns:eu-west-1:123456789012:mail")
+    if find_spec("cryptography") is None:
+        raise signatures.extra_missing_error()
 
 
 def _region_of_topic(arn: str) -> str:

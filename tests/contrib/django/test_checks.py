@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 
 import anymail
 import pytest
@@ -153,6 +154,25 @@ def test_a_setting_of_the_environment_that_cannot_be_used_is_named():
     last = result.stderr.strip().splitlines()
     assert "SystemCheckError" in result.stderr
     assert [line for line in last if "(mailglass_reconcile.E003) MAILGLASS_GRACE_SECONDS" in line], result.stderr
+
+
+@pytest.mark.parametrize(
+    ("secret", "expected"),
+    [
+        ("ses=arn:aws:sns:eu-central-1:123456789012:mail", ["E003"]),
+        ("sendgrid=key", ["E003"]),
+        ("postmark=me:a", []),
+    ],
+    ids=["ses", "sendgrid", "postmark"],
+)
+def test_a_provider_whose_signatures_need_an_extra_is_an_error_without_it(project, monkeypatch, secret, expected):
+    """Otherwise the gate is green, and each of its webhooks is answered with 503."""
+    for name in ["cryptography", *(name for name in sys.modules if name.startswith("cryptography."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with override_settings(**GOOD, ROOT_URLCONF="webhook_urls", MAILGLASS_WEBHOOK_SECRETS=secret):
+        messages = [message for message in run_checks() if message.id.startswith("mailglass_reconcile.")]
+    assert [message.id.partition(".")[2] for message in messages] == expected
+    assert all("pip install 'mailglass-reconcile[webhooks]'" in message.msg for message in messages)
 
 
 def run_database_checks(*databases):
