@@ -5,11 +5,12 @@ it has run, so it happens exactly once. Everything else, such as a task, happens
 """
 
 from anymail.exceptions import AnymailCancelSend
-from anymail.message import AnymailMessage
 from anymail.signals import pre_send
+from django.core.mail import EmailMessage
 from django.dispatch import receiver
 
 from mailglass_reconcile import DeliveryEvent, on_event
+from shop import tenants
 from shop.models import Suppressed
 
 
@@ -21,8 +22,8 @@ def suppress(_connection: object, event: DeliveryEvent) -> None:
 
 
 @receiver(pre_send)
-def skip_suppressed(message: AnymailMessage, **_kwargs: object) -> None:
+def skip_suppressed(message: EmailMessage, **_kwargs: object) -> None:
     """Cancel a message to an address that is suppressed."""
     addresses = [address.lower() for address in message.recipients()]
-    if Suppressed.objects.filter(tenant=message.metadata["tenant"], email__in=addresses).exists():
+    if Suppressed.objects.filter(tenant=tenants.of_message(message), email__in=addresses).exists():
         raise AnymailCancelSend

@@ -15,6 +15,7 @@ DEFAULT_FROM_EMAIL = "shop@example.com"
 TENANTS = {name: {"ses": os.environ[f"TOPIC_{name.upper()}"]} for name in ("acme", "emca")}
 MAILGLASS_TENANT = "shop.tenants.of_message"
 MAILGLASS_TENANT_REQUIRED = True
+FALLBACK_TENANT = "shop"  # of Django's own mail, such as password resets
 
 CELERY_BROKER_URL = os.environ["MAILGLASS_REDIS_URL"]
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True

@@ -1,7 +1,7 @@
 """The tenants: each has a subdomain, and at AWS a configuration set of its name, which publishes to its own topic."""
 
-from anymail.message import AnymailMessage
 from django.conf import settings
+from django.core.mail import EmailMessage
 from django.http import HttpRequest
 
 
@@ -11,6 +11,7 @@ def of_request(request: HttpRequest) -> str | None:
     return name if name in settings.TENANTS else None
 
 
-def of_message(message: AnymailMessage) -> str:
-    """Return the tenant that `views.place` has put into a message; a message without one is not sent."""
-    return str(message.metadata["tenant"])
+def of_message(message: EmailMessage) -> str:
+    """Return the tenant that `views.place` has put into a message; mail without metadata is the shop's own."""
+    metadata = getattr(message, "metadata", None)
+    return str(metadata["tenant"] if isinstance(metadata, dict) else settings.FALLBACK_TENANT)

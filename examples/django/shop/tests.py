@@ -5,6 +5,7 @@ import uuid
 
 from anymail.backends import test
 from anymail.message import AnymailMessage
+from django.core.mail import EmailMessage
 from django.test import TestCase, override_settings
 
 from mailglass_reconcile import WebhookEvent, dispatch, record_webhook
@@ -41,6 +42,12 @@ class Ordering(TestCase):
         self.assertEqual(shown["status"], "bounced")
         skipped = self.client.post("/orders/", {"email": "ADA@example.com"}, headers=ACME).json()
         self.assertEqual(skipped["message_id"], "")
+
+    def test_mail_without_metadata_is_recorded_for_the_shop_itself(self) -> None:
+        """Django's own, such as a password reset, is a plain `EmailMessage`."""
+        for message in (EmailMessage, AnymailMessage):
+            message("Reset your password", "Here.", to=["ada@example.com"]).send()
+        self.assertEqual([delivery.tenant_id for delivery in Delivery.objects.all()], ["shop", "shop"])
 
     def bounce(self, bounce: str, message_id: str) -> None:
         """Record a bounce, as our view does when SNS has signed it."""
