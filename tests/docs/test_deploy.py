@@ -135,7 +135,11 @@ def test_prometheus_scrapes_ports_that_are_open():
     assert targets == {"mailglass-reconcile": [f"mailglass-web:{SERVICES['mailglass-web']}"]}
     (relabel,) = jobs["mailglass-receive"]["relabel_configs"]
     labels = {row["metadata"]["name"]: row["metadata"]["labels"] for row in OBJECTS if "labels" in row["metadata"]}
-    assert labels["mailglass-receive"]["app.kubernetes.io/component"] == relabel["regex"]
+    names = [f"app.kubernetes.io/{name}" for name in ("name", "component")]
+    assert relabel["source_labels"] == [f"__meta_kubernetes_pod_label_{re.sub('[./]', '_', name)}" for name in names], (
+        "another application may have a receiver"
+    )
+    assert relabel["regex"] == ";".join(labels["mailglass-receive"][name] for name in names)
     for name in re.findall(r"`((?:web|receive):\d+)`", page):
         service, port = name.split(":")
         assert COMPOSE[service]["ports"] == [f"127.0.0.1:{port}:{port}"]
@@ -162,6 +166,18 @@ def test_the_page_makes_the_secret_that_the_manifests_read():
         for item in volume.get("secret", {}).get("items", ())
     }
     assert mounted == SECRETS
+
+
+def test_a_drained_node_leaves_a_receiver():
+    """Its two pods are on different nodes if possible, and one stays while another is evicted."""
+    (budget,) = [row["spec"] for row in OBJECTS if row["kind"] == "PodDisruptionBudget"]
+    (constraint,) = PODS["mailglass-receive"]["topologySpreadConstraints"]
+    (receive,) = [
+        row for row in OBJECTS if (row["kind"], row["metadata"]["name"]) == ("Deployment", "mailglass-receive")
+    ]
+    selector = receive["spec"]["selector"]
+    assert (budget["minAvailable"], budget["selector"], constraint["labelSelector"]) == (1, selector, selector)
+    assert receive["spec"]["replicas"] > budget["minAvailable"]
 
 
 def test_a_worker_has_time_to_end_a_sweep_and_there_is_one_beat():

@@ -54,8 +54,15 @@ class Cluster(ExitStack):
             case ["create", "secret", "generic", "mailglass", *files]:
                 self.secret = {file.removeprefix("--from-file=") for file in files}
                 assert all((self.folder / name).read_text().strip() for name in self.secret)
-            case ["apply", "-f", "kubernetes.yml", *selector]:
-                self._apply(dict([selector[1].split("=")]) if selector else {})
+            case ["apply", "-f", "docs/deploy/kubernetes.yml", *selector]:
+                self._apply(selector[1] if selector else "")
+            case ["delete", "job", name]:
+                self.finished.remove(name)
+                self.objects = [row for row in self.objects if row["metadata"]["name"] != name]
+            case ["rollout", "status", "deployment", "-l", selector, _]:
+                for name in self.started:
+                    assert _selects(selector, self._object(name))
+                    assert self.started[name].poll() is None
             case ["wait", "--for=condition=complete", "job/mailglass-migrate", _]:
                 assert "mailglass-migrate" in self.finished
             case ["wait", "--for=condition=available", *deployments, _]:
@@ -69,13 +76,10 @@ class Cluster(ExitStack):
                 pytest.fail(f"the page has a new command: {arguments}")
         return ""
 
-    def _apply(self, labels: dict[str, str]) -> None:
+    def _apply(self, selector: str) -> None:
         """Run the Job, and start a process for each Deployment; the ConfigMap must exist before."""
         for manifest_object in yaml.safe_load_all(MANIFESTS.read_text()):
-            if (
-                labels.items() <= manifest_object["metadata"].get("labels", {}).items()
-                and manifest_object not in self.objects
-            ):
+            if _selects(selector, manifest_object) and manifest_object not in self.objects:
                 self.objects.append(manifest_object)
                 if manifest_object["kind"] == "Job":
                     name = manifest_object["metadata"]["name"]
@@ -84,11 +88,14 @@ class Cluster(ExitStack):
                 elif manifest_object["kind"] == "Deployment":
                     self._start(manifest_object["metadata"]["name"])
 
-    def _container(self, name: str) -> dict:
+    def _object(self, name: str) -> dict:
         (result,) = [
             item for item in self.objects if item["metadata"]["name"] == name and "template" in item.get("spec", {})
         ]
-        (container,) = result["spec"]["template"]["spec"]["containers"]
+        return result
+
+    def _container(self, name: str) -> dict:
+        (container,) = self._object(name)["spec"]["template"]["spec"]["containers"]
         return container
 
     def _environment(self, name: str) -> dict[str, str]:
@@ -141,13 +148,24 @@ class Cluster(ExitStack):
         return result.stdout
 
 
+def _selects(selector: str, manifest_object: dict) -> bool:
+    """Return True if a selector with `=`, `!=` or nothing selects an object."""
+    name, equals, value = selector.partition("=")
+    matches = manifest_object["metadata"].get("labels", {}).get(name.removesuffix("!")) == value
+    return matches is not name.endswith("!") if equals else True
+
+
 BIN = Path(sys.executable).parent
+SAMPLE = (
+    "kubectl exec deploy/mailglass-receive -- mailglass-reconcile trigger postmark delivered --message-id m-1"
+    " --to http://mailglass-receive/postmark"
+)
 
 
 def test_kubernetes_from_the_readme_to_a_recorded_webhook(
     empty_database_url: str, redis_url: str, tmp_path: Path, server_roles: Callable[..., None]
 ) -> None:
-    """It covers roles, Secret, migration, grants, all processes, the doctor, and a linked webhook."""
+    """It covers roles, Secret, migration, grants, all processes, the doctor, an upgrade, and a linked webhook."""
     assert "docs/deploy.md" in pages.links(pages.README)
     url = make_url(empty_database_url)
     server_roles(empty_database_url, *ROLES, "mailglass_owner")
@@ -157,7 +175,7 @@ def test_kubernetes_from_the_readme_to_a_recorded_webhook(
             f"//{url.username}", "//mailglass_$role"
         ),
         "redis://redis:6379/0": redis_url,
-        "grants.sql": str(PAGE.parent / "grants.sql"),
+        "docs/grants.sql": str(PAGE.parent / "grants.sql"),
     }
     with Cluster(tmp_path, places) as cluster:
         for block in pages.chapter(PAGE, "Kubernetes"):
@@ -167,6 +185,7 @@ def test_kubernetes_from_the_readme_to_a_recorded_webhook(
                     assert not command.output or normalize_output(command.output) == normalize_output(printed), (
                         command.text
                     )
+        assert cluster.run(SAMPLE) == "postmark: delivered for m-1 was answered with 200\n"
         tables = catalog.installation(empty_database_url)
         assert tables.values("SELECT state FROM mailglass_open_orphans") == ["unmatched"]
         with tables.engine.begin() as connection:
