@@ -17,6 +17,7 @@ from mailglass_reconcile.cli.output import (
     confirm,
     ignore_broken_pipe,
     print_json,
+    print_result,
     require_terminal,
     wrap_text,
 )
@@ -158,13 +159,9 @@ def _dispatch(as_json: bool) -> None:
     result = dispatcher.dispatch_within(None, "command")
     if not registry.types_with_handlers():
         click.echo(with_local_names("no handler is registered: their modules must be in MAILGLASS_IMPORTS"), err=True)
-    if as_json:
-        print_json(result.as_dict())
-    else:
-        click.echo(
-            f"handled {pluralize(result.handled, 'job')} in {format_duration_ms(result.duration_ms)};"
-            f" {result.failed:,} failed" + (f", {result.dead:,} dead" if result.dead else "")
-        )
+    text = f"handled {pluralize(result.handled, 'job')} in {format_duration_ms(result.duration_ms)}"
+    text += f"; {result.failed:,} failed" + (f", {result.dead:,} dead" if result.dead else "")
+    print_result(result.as_dict(), text, as_json=as_json)
     sys.exit(1 if result.failed or result.dead else 0)
 
 
@@ -172,8 +169,7 @@ def _list_jobs(state: State, handler: str | None, as_json: bool) -> None:
     """Print the waiting or the dead jobs, after their groups on standard error."""
     job_list = handler_jobs.load_jobs(runtime.database(), state, handler)
     if as_json:
-        jobs, groups = ([row.as_dict() for row in rows] for rows in (job_list.jobs, job_list.groups))
-        print_json({state: jobs, "groups": groups, "total": job_list.total})
+        print_json({state: job_list.jobs, "groups": job_list.groups, "total": job_list.total})
         return
     click.echo(pluralize(job_list.total, *_TOTALS[state]), err=True)
     for group in job_list.groups:
@@ -197,10 +193,7 @@ def _format_job(job: HandlerJob) -> str:
 def _retry(selected: UUID | str, handler: str | None, as_json: bool) -> None:
     event_id = selected if isinstance(selected, UUID) else None
     retried = administration.retry(runtime.database(), event_id, handler)
-    if as_json:
-        print_json({"retried": retried})
-    else:
-        click.echo(f"{pluralize(retried, 'job')} will be tried again")
+    print_result({"retried": retried}, f"{pluralize(retried, 'job')} will be tried again", as_json=as_json)
     if event_id and not retried:
         hints = "`mailglass-reconcile dispatch --dead` and `mailglass-reconcile dispatch --waiting`"
         raise click.ClickException(with_local_names(f"no job of event {event_id} is dead or failing: see {hints}"))
@@ -219,10 +212,8 @@ def _replay(type_: str, seconds: float, handler: str | None, yes: bool, as_json:
         names = escape_unprintable(", ".join(registration.handler for registration in registrations))
         _confirm(f"queue {missed} of the last {format_duration(seconds)} for {names}?")
     replayed = administration.replay(database, registrations, seconds)
-    if as_json:
-        print_json({"replayed": replayed})
-    else:
-        click.echo(f"queued {pluralize(replayed, 'job')}; the next dispatch runs them")
+    text = f"queued {pluralize(replayed, 'job')}; the next dispatch runs them"
+    print_result({"replayed": replayed}, text, as_json=as_json)
 
 
 def _forget(type_: str | None, handler: str | None, yes: bool, as_json: bool) -> None:
@@ -244,11 +235,9 @@ def _forget(type_: str | None, handler: str | None, yes: bool, as_json: bool) ->
     if not yes:
         _confirm(f"forget {names} and delete {pluralize(waiting, 'waiting job')}{last_seen}? This cannot be undone")
     deleted = administration.forget(database, type_, handler)
-    if as_json:
-        forgotten = [{"handler": registration.handler, "type": registration.type} for registration in registrations]
-        print_json({"forgotten": forgotten, "deleted": deleted})
-    else:
-        click.echo(f"forgot {names} and deleted {pluralize(deleted, 'waiting job')}")
+    forgotten = [{"handler": registration.handler, "type": registration.type} for registration in registrations]
+    text = f"forgot {names} and deleted {pluralize(deleted, 'waiting job')}"
+    print_result({"forgotten": forgotten, "deleted": deleted}, text, as_json=as_json)
 
 
 def _rename(old: str, new: str, as_json: bool) -> None:
@@ -260,10 +249,8 @@ def _rename(old: str, new: str, as_json: bool) -> None:
         renamed = administration.rename(runtime.database(), old, new)
     except LookupError as error:
         raise click.ClickException(str(error)) from None
-    if as_json:
-        print_json({"renamed": renamed})
-    else:
-        click.echo(f"renamed {old} to {new}, with {pluralize(renamed, 'job')}")
+    text = f"renamed {old} to {new}, with {pluralize(renamed, 'job')}"
+    print_result({"renamed": renamed}, text, as_json=as_json)
 
 
 def _confirm(question: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.output import wrap_text, wrap_with_commands
+from mailglass_reconcile.cli.output import print_json, wrap_text, wrap_with_commands
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, Finding
 from mailglass_reconcile.rules.humanize import pluralize
@@ -49,7 +48,7 @@ def doctor(as_json: bool, repair: bool, verbose: bool) -> None:
     findings = checks.diagnose(_cluster if runtime.available() else None, repair=repair)
     counts = Counter(finding.status for finding in findings)
     if as_json:
-        click.echo(json.dumps({"findings": [finding.as_dict() for finding in findings]}))
+        print_json({"findings": [finding.as_dict() for finding in findings]})
     else:
         for finding in reversed(findings):
             if verbose or finding.status != OK:

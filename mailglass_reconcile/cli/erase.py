@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.output import argument, confirm, print_json, require_terminal, wrap_text
+from mailglass_reconcile.cli.output import argument, confirm, print_result, require_terminal, wrap_text
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import erasure
 from mailglass_reconcile.record.erasure import Erased
@@ -45,10 +45,7 @@ def erase(address: str, tenant: str | None, dry_run: bool, yes: bool, as_json: b
         preview = erasure.erase_with(database, target, dry_run=True)
         confirm(f"erase the address from {preview.rows}? This cannot be undone")
     erased = erasure.erase_with(database, target, dry_run=dry_run)
-    if as_json:
-        print_json(erased.as_dict())
-    else:
-        click.echo("\n".join(_lines(erased, dry_run=dry_run)))
+    print_result(erased.as_dict(), "\n".join(_lines(erased, dry_run=dry_run)), as_json=as_json)
 
 
 def _lines(erased: Erased, *, dry_run: bool) -> Iterator[str]:

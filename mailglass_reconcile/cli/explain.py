@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from uuid import UUID
 
 import click
@@ -56,10 +57,10 @@ def explain(id_: UUID | None, message_id: str | None, as_json: bool) -> None:
 def _print_json(events: Sequence[Explanation], deliveries: Sequence[DeliverySummary]) -> None:
     by_id = {delivery.delivery_id: delivery.as_dict() for delivery in deliveries}
     for delivery in [] if events else deliveries:
-        no_event = Explanation("", "unknown", NO_EVENT, delivery.tenant_id, delivery.delivery_id).as_dict()
-        print_json({**no_event, "event_id": None, "state": None, "delivery": by_id[delivery.delivery_id]})
+        no_event = Explanation("", "unknown", NO_EVENT, delivery.tenant_id, delivery.delivery_id)
+        print_json({**asdict(no_event), "event_id": None, "state": None, "delivery": by_id[delivery.delivery_id]})
     for event in events:
-        print_json({**event.as_dict(), "delivery": by_id.get(event.delivery_id or "")})
+        print_json({**asdict(event), "delivery": by_id.get(event.delivery_id or "")})
 
 
 def _parts(explanations: Sequence[Explanation], deliveries: Sequence[DeliverySummary]) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import sys
@@ -15,6 +14,7 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import INTERRUPTED
+from mailglass_reconcile.cli.output import print_result
 from mailglass_reconcile.cli.startup import require_schema
 from mailglass_reconcile.errors import (
     ConfigurationError,
@@ -139,7 +139,7 @@ class Follower:
         """Print the result of a sweep, wake the handlers, and log recoveries."""
         self._handlers.wake(result.linked)
         if result.linked or result.failed or (result.status != "ok" and self._stop_signal is None):
-            click.echo(json.dumps(result.as_dict()) if self._as_json else _format_result(result))
+            print_result(result.as_dict(), _format_result(result), as_json=self._as_json)
         if self._failing and result.status != "failed":
             self._database_lost = False
             self._log_recovery("the database is back")

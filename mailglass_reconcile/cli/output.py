@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -110,8 +111,16 @@ def suggest_tenant(database: Database, tenant_id: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print one line of JSON, at once, also into a pipe."""
-    click.echo(json.dumps(value))  # echo flushes
+    """Print one line of JSON, at once, also into a pipe; a dataclass becomes an object of its fields."""
+    click.echo(json.dumps(value, default=asdict))  # echo flushes
+
+
+def print_result(record: Any, text: str, *, as_json: bool) -> None:
+    """Print what a command has done: its record as JSON, or a text."""
+    if as_json:
+        print_json(record)
+    else:
+        click.echo(text)
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def _preview(as_json: bool) -> None:
     previews = prune_preview.preview(runtime.database())
     if as_json:
         for preview in previews:
-            print_json(preview.as_dict())
+            print_json(preview)
         return
     console().print(table(("step", "rows", "oldest"), map(_row, previews)))
     if any(preview.at_most for preview in previews):

@@ -54,7 +54,7 @@ def status(tenant: str | None, check: bool, max_lag: float, as_json: bool) -> No
     if tenant is not None and not loaded.open:
         suggest_tenant(runtime.database(), tenant)
     if as_json:
-        print_json(loaded.as_dict())
+        print_json(loaded)
     else:
         console().print(_render(loaded))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
@@ -196,10 +196,6 @@ class Explanation:
     linked_by_actor: str | None = None
     reason: str | None = None
     held_by: LockHolder | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields by name, as `explain --json` prints them."""
-        return asdict(self)
 
 
 class Fact(NamedTuple):

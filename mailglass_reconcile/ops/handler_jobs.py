@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.database import Database
@@ -63,10 +63,6 @@ class HandlerJob:
     state: State
     at: str
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields by name, as `dispatch --waiting --json` prints them."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class JobGroup:
@@ -85,10 +81,6 @@ class JobGroup:
     error: str | None
     number: int
     at: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields by name, as `dispatch --waiting --json` prints them."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Each statement has the predicate of the step itself, a function of the schema or
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from mailglass_reconcile.mailglass_compat import raw_webhooks
@@ -81,10 +81,6 @@ class Preview:
     days: int | None
     is_kept: bool
     at_most: bool
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields by name, as `prune --dry-run --json` prints them."""
-        return asdict(self)
 
 
 def preview(database: Database) -> list[Preview]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import checks, deliveries, orphans, runs, time_series
@@ -64,10 +64,6 @@ class Status:
     healthy: bool
     problems: list[str]
     warnings: list[str]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields by name, as `status --json` prints them."""
-        return asdict(self)
 
 
 class Health(NamedTuple):
