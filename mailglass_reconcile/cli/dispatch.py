@@ -205,8 +205,6 @@ def _replay(type_: str, seconds: float, handler: str | None, yes: bool, as_json:
         registrations = administration.load_replayable(database, type_, seconds, handler)
     except ValueError as error:
         raise click.UsageError(f"--since: {error}") from None
-    except LookupError as error:
-        raise click.ClickException(str(error)) from None
     if not yes:
         missed = pluralize(administration.count_missed(database, registrations, seconds), f"{type_} event")
         names = escape_unprintable(", ".join(registration.handler for registration in registrations))
@@ -218,10 +216,7 @@ def _replay(type_: str, seconds: float, handler: str | None, yes: bool, as_json:
 
 def _forget(type_: str | None, handler: str | None, yes: bool, as_json: bool) -> None:
     database = runtime.database()
-    try:
-        registrations, waiting = administration.load_registrations(database, type_, handler)
-    except LookupError as error:
-        raise click.ClickException(str(error)) from None
+    registrations, waiting = administration.load_registrations(database, type_, handler)
     names = escape_unprintable(
         ", ".join(f"{registration.handler} ({registration.type})" for registration in registrations)
         or handler
@@ -245,10 +240,7 @@ def _rename(old: str, new: str, as_json: bool) -> None:
         raise click.UsageError(f"--rename: a handler's name must be 1 to {registry.MAX_NAME} printable characters")
     if old == new:
         raise click.UsageError("--rename: OLD and NEW are the same name")
-    try:
-        renamed = administration.rename(runtime.database(), old, new)
-    except LookupError as error:
-        raise click.ClickException(str(error)) from None
+    renamed = administration.rename(runtime.database(), old, new)
     text = f"renamed {old} to {new}, with {pluralize(renamed, 'job')}"
     print_result({"renamed": renamed}, text, as_json=as_json)
 

@@ -113,18 +113,15 @@ def _sweep_target(
     target: Target, limit: int | None, show: Shower | None, *, dry_run: bool, yes: bool, with_bar: bool
 ) -> SweepResult:
     """Sweep a target; without *yes*, a dry run counts first, and its number of links is the limit of the sweep."""
-    if not (yes or dry_run):
-        require_terminal("pass --yes, or --dry-run to see what would be linked")
     is_asking = not (yes or dry_run)
-    try:
-        sweep = targeted_sweep.prepare(target, limit, dry_run=dry_run or is_asking)
-        result = _run(sweep, show, with_bar=with_bar)
-        targeted_sweep.require_linked(sweep, target)
-        if is_asking and result.linked:
-            confirm(f"link {pluralize(result.linked, 'event')}?")
-            result = _run(targeted_sweep.prepare(target, result.linked), show, with_bar=with_bar)
-    except LookupError as error:
-        raise click.ClickException(str(error)) from None
+    if is_asking:
+        require_terminal("pass --yes, or --dry-run to see what would be linked")
+    sweep = targeted_sweep.prepare(target, limit, dry_run=dry_run or is_asking)
+    result = _run(sweep, show, with_bar=with_bar)
+    targeted_sweep.require_linked(sweep, target)
+    if is_asking and result.linked:
+        confirm(f"link {pluralize(result.linked, 'event')}?")
+        result = _run(targeted_sweep.prepare(target, result.linked), show, with_bar=with_bar)
     return result
 
 

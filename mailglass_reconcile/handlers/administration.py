@@ -33,7 +33,7 @@ def retry(database: Database, event_id: UUID | None = None, handler: str | None 
 def load_replayable(database: Database, type_: str, seconds: float, handler: str | None = None) -> list[Registration]:
     """Load the registered handlers of a type, for which events of the last *seconds* can be enqueued once each.
 
-    A LookupError says that there are none, a ValueError that finished jobs are not kept for so long.
+    A MailglassReconcileError says that there are none, a ValueError that finished jobs are not kept for so long.
     """
     _require_kept(database.settings, seconds)
     runtime.load_imports()
@@ -43,9 +43,11 @@ def load_replayable(database: Database, type_: str, seconds: float, handler: str
         all_registered = handled_types.load_registered(tx)
     for row in selected:
         if handler and row.renamed_to:
-            raise LookupError(f"handler {handler!r} was renamed to {row.renamed_to!r}: replay it under that name")
+            raise MailglassReconcileError(
+                f"handler {handler!r} was renamed to {row.renamed_to!r}: replay it under that name"
+            )
     if not selected:
-        raise LookupError(
+        raise MailglassReconcileError(
             f"{_none_registered(all_registered, type_, handler)}: a dispatch with its module registers it"
         )
     return [Registration(row.handler, row.type) for row in selected if not row.renamed_to]
@@ -82,7 +84,7 @@ def replay(database: Database, registrations: Sequence[Registration], seconds: f
 def load_registrations(database: Database, type_: str | None, handler: str | None) -> tuple[list[Registered], int]:
     """Load the registrations of a type, a handler or both, and count their waiting jobs.
 
-    If there is nothing to forget, a LookupError says so.
+    If there is nothing to forget, an error says so.
     """
     with database.reading() as tx:
         selected = handled_types.load_registered(tx, type_=type_, handler=handler)
@@ -90,7 +92,7 @@ def load_registrations(database: Database, type_: str | None, handler: str | Non
         waiting = 0 if handler and is_renamed else handled_types.count_waiting_jobs(tx, type_=type_, handler=handler)
         all_registered = handled_types.load_registered(tx)
     if not selected and not waiting:
-        raise LookupError(f"{_none_registered(all_registered, type_, handler)}, and no job of it waits")
+        raise MailglassReconcileError(f"{_none_registered(all_registered, type_, handler)}, and no job of it waits")
     return selected, waiting
 
 
@@ -130,14 +132,14 @@ def rename(database: Database, old: str, new: str) -> int:
     """Give a handler's jobs and registrations another name, and return how many jobs these were.
 
     The old name stays registered: jobs are enqueued under the new one, and a job that another transaction is writing
-    under the old one is run by a dispatcher that has the new one. If no dispatcher has registered the old name, a
-    LookupError says so.
+    under the old one is run by a dispatcher that has the new one. If no dispatcher has registered the old name, an
+    error says so.
     """
     with database.connect() as connected:
         with connected.reading() as tx:
             all_registered = handled_types.load_registered(tx)
         if old not in {row.handler for row in all_registered}:
-            raise LookupError(_none_registered(all_registered, None, old))
+            raise MailglassReconcileError(_none_registered(all_registered, None, old))
 
         def rename_registrations() -> None:
             with connected.writing() as tx:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops import deliveries, explanation, orphans
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.matching import spellings_of
@@ -43,7 +44,7 @@ def prepare(target: Target, limit: int | None = None, *, dry_run: bool = False) 
     """Return a sweep of *target*, not yet begun, on this process's settings and Redis.
 
     Raises:
-        LookupError: There is no such delivery, or it has no message id.
+        MailglassReconcileError: There is no such delivery, or it has no message id.
     """
     runtime.load_imports(only_warn=dry_run)
     database, tenant_id, orphan_filter = runtime.database(), target.tenant_id, EVERYTHING
@@ -73,20 +74,20 @@ def prepare(target: Target, limit: int | None = None, *, dry_run: bool = False) 
 
 
 def require_linked(sweep: Sweep, target: Target) -> None:
-    """Raise a LookupError that says why the one event of a target was not linked."""
+    """Raise an error that says why the one event of a target was not linked."""
     if target.event_id is None or sweep.result.linked or sweep.result.status != "ok":
         return
     event = explanation.explain(sweep.database, target.event_id)
-    raise LookupError(f"cannot link event {event.event_id} ({event.state}): {event.sentence}")
+    raise MailglassReconcileError(f"cannot link event {event.event_id} ({event.state}): {event.sentence}")
 
 
 def _read_delivery(database: Database, delivery_id: UUID) -> tuple[str, str]:
     with database.reading() as tx:
         rows = deliveries.load_deliveries(tx, [str(delivery_id)])
     if not rows:
-        raise LookupError(f"there is no delivery {delivery_id}")
+        raise MailglassReconcileError(f"there is no delivery {delivery_id}")
     if rows[0].message_id is None:
-        raise LookupError(f"delivery {delivery_id} has no message id")
+        raise MailglassReconcileError(f"delivery {delivery_id} has no message id")
     return rows[0].tenant_id, rows[0].message_id
 
 

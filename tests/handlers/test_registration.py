@@ -12,6 +12,7 @@ import mailglass_reconcile
 import meter
 from handling import effects, failing, handle, leaving, states
 from mailglass_reconcile import Sent, dispatch, on_event, record_send
+from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.handlers import administration, registration
 from mailglass_reconcile.handlers.administration import count_missed, load_replayable, replay
 from mailglass_reconcile.rules import handlers as registry
@@ -139,7 +140,7 @@ def test_a_replay_of_what_nobody_handles_is_refused_in_one_line(missed):
         ("bounced", "supress", r"a handler 'supress' \(did you mean suppress\?\)"),
         ("opened", "suppress", "registered 'suppress' for 'opened'"),
     ):
-        with pytest.raises(LookupError, match=words):
+        with pytest.raises(MailglassReconcileError, match=words):
             load_replayable(missed.database, type_, WEEK, handler)
 
 
@@ -439,7 +440,7 @@ def test_a_renamed_handler_is_not_replayed_and_needs_no_dispatcher(renamed_db):
         assert handled_types.find_without_dispatcher(tx) == []
     registry._registered.clear()
     assert [row.handler for row in load_replayable(renamed_db.database, "bounced", WEEK)] == ["new"]
-    with pytest.raises(LookupError, match="handler 'old' was renamed to 'new'"):
+    with pytest.raises(MailglassReconcileError, match="handler 'old' was renamed to 'new'"):
         load_replayable(renamed_db.database, "bounced", WEEK, "old")
 
 

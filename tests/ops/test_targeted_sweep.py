@@ -4,6 +4,7 @@ import pytest
 
 import factories
 import mailglass_reconcile
+from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops import targeted_sweep
 from mailglass_reconcile.ops.targeted_sweep import Target
 
@@ -84,5 +85,5 @@ def test_a_delivery_without_a_message_id_cannot_be_swept(db):
     """No event could match it."""
     delivery = factories.delivery(db, "m-1")
     db.run("UPDATE mailglass_deliveries SET provider_message_id = NULL")
-    with pytest.raises(LookupError, match="has no message id"):
+    with pytest.raises(MailglassReconcileError, match="has no message id"):
         targeted_sweep.prepare(Target(delivery_id=delivery))
