@@ -25,6 +25,7 @@ from mailglass_reconcile.errors import (
 from mailglass_reconcile.handlers import dispatcher, registration
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.humanize import format_duration_ms, pluralize
+from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.store.database import OpenConnection
 from mailglass_reconcile.sweep import recent
 from mailglass_reconcile.sweep.reconciler import Sweep
@@ -34,8 +35,6 @@ logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
 """Wait this long after a fault before the next attempt."""
-REPEAT_SECONDS = 60.0
-"""A lasting fault logs the same line at each attempt: log each line once in this time."""
 DISPATCH_SECONDS = 30.0
 """Run handlers at least this often, even if nothing was linked."""
 FINISH_SECONDS = 10.0
@@ -76,7 +75,7 @@ class Follower:
         self._as_json = as_json
         self._database = runtime.database()
         self._handlers = _Handlers()
-        self._log_filter = _RepeatFilter()
+        self._throttle = LogThrottle()
         self._sweep: Sweep | None = None
         self._is_first_sweep = True
         self._failing = False
@@ -88,7 +87,7 @@ class Follower:
     def run(self) -> int:
         """Follow until a signal comes, and return the exit code: 0 after SIGTERM, 130 after Ctrl-C."""
         for handler in logging.getLogger().handlers:
-            handler.addFilter(self._log_filter.is_new)
+            handler.addFilter(self._is_new)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         require_schema()
@@ -158,7 +157,11 @@ class Follower:
 
     def _log_recovery(self, line: str) -> None:
         logger.warning(line)
-        self._log_filter.reset()
+        self._throttle = LogThrottle()  # the next fault is a new one
+
+    def _is_new(self, record: logging.LogRecord) -> bool:
+        """Return True if a line is this module's own, or was not logged within the last minute, as at each attempt."""
+        return record.name == __name__ or self._throttle.allow(record.getMessage())
 
 
 class _Handlers:
@@ -196,26 +199,6 @@ class _Handlers:
                 logger.warning("handlers did not run, and will at the next dispatch: %s", cause)
             self._wake_up.wait(DISPATCH_SECONDS)
             self._wake_up.clear()
-
-
-class _RepeatFilter:
-    """A filter of log records that passes each line once a minute."""
-
-    def __init__(self) -> None:
-        self._logged_at: dict[str, float] = {}
-
-    def reset(self) -> None:
-        """Pass every line again."""
-        self._logged_at = {}
-
-    def is_new(self, record: logging.LogRecord) -> bool:
-        """Return True if a line is this module's own, or was not logged within the last minute."""
-        now, line = time.monotonic(), record.getMessage()
-        self._logged_at = {logged_line: at for logged_line, at in self._logged_at.items() if now - at < REPEAT_SECONDS}
-        if record.name == __name__ or line not in self._logged_at:
-            self._logged_at[line] = now
-            return True
-        return False
 
 
 def _format_result(result: SweepResult) -> str:
