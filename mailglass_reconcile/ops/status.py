@@ -77,6 +77,17 @@ class Health(NamedTuple):
     findings: list[Finding]
     first_run: FirstRunState | None
 
+    @property
+    def errors(self) -> list[Finding]:
+        """The errors that a person should look at; before its first run, an installation needs no sweep yet."""
+        unneeded = {"sweeps"} if self.first_run else set[str]()
+        return [finding for finding in self.findings if finding.status == ERROR and finding.check not in unneeded]
+
+    @property
+    def warnings(self) -> list[Finding]:
+        """The warnings."""
+        return [finding for finding in self.findings if finding.status == WARNING]
+
 
 @dataclass(frozen=True, slots=True)
 class Overview:

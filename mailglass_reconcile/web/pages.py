@@ -34,7 +34,7 @@ from mailglass_reconcile.ops import (
 from mailglass_reconcile.ops.deliveries import DeliverySummary, TimelineEvent
 from mailglass_reconcile.ops.orphans import OrphanPage
 from mailglass_reconcile.ops.search import SearchResults, SearchTerm
-from mailglass_reconcile.ops.status import load_health, load_overview
+from mailglass_reconcile.ops.status import Health, load_health, load_overview
 from mailglass_reconcile.ops.tenant_suggestions import UnknownTenant
 from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.states import OPEN_STATES, RUN_STATUSES
@@ -43,10 +43,9 @@ from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.listing import ListedEvent
 from mailglass_reconcile.store.runs import KINDS
-from mailglass_reconcile.web import chart, health, metrics, parameters
+from mailglass_reconcile.web import chart, metrics, parameters
 from mailglass_reconcile.web.access import Access, is_cross_site, read_form
 from mailglass_reconcile.web.cache import BusyError, Cache
-from mailglass_reconcile.web.health import HealthIssues
 from mailglass_reconcile.web.parameters import InvalidParameterError, ListParameters, NotFoundError
 from mailglass_reconcile.web.rendering import REFRESH_SECONDS, STATIC, STATIC_TYPES, query_string, render
 
@@ -60,6 +59,21 @@ PROBE_SECONDS = 1.0
 """Seconds for which answers to probes are cached, so that several Prometheus servers cost no more than one."""
 STUCK = ("tenant_mismatch", "recipient_mismatch", "ambiguous", "unmatchable")
 """States of orphans that stay open until a person changes something."""
+_FULL_SWEEPS = ("runs?kind=full", "Last full sweeps")
+_HANDLERS = ("handlers", "Handlers")
+FINDING_PAGES = {
+    "sweeps": _FULL_SWEEPS,
+    "beat": _FULL_SWEEPS,
+    "linking": _FULL_SWEEPS,
+    "tenants": ("orphans?state=tenant_mismatch", "These orphans"),
+    "handlers": _HANDLERS,
+    "handled_types": _HANDLERS,
+    "nothing_links": ("orphans?state=unmatched", "These events"),
+    "key_rules": ("orphans", "Open orphans"),
+    "broadcasts": ("runs", "Runs"),
+    "prune": ("runs?kind=prune", "Last prunes"),
+}
+"""By check: the page that shows more about its findings, and the words of its link."""
 _UNAVAILABLE = 503
 _TITLES = (
     (SchemaOutdatedError, "The database needs another revision"),
@@ -101,15 +115,12 @@ class Pages:
         return Database(self._engine, runtime.get_settings()) if self._engine else runtime.database()
 
     async def _show(
-        self, request: Request, template: str, *, status: int = 200, issues: HealthIssues | None = None, **values: Any
+        self, request: Request, template: str, *, status: int = 200, health: Health | None = None, **values: Any
     ) -> Response:
-        """Return a page, with the number of issues: of *issues*, or loaded now."""
+        """Return a page, with the number of problems: those of *health*, or loaded now."""
         with suppress(MailglassReconcileError):  # the page itself could be read
-            issues = issues or await self._cache.get("issues", self._load_issues)
-        return render(request, template, status=status, issues=issues, **values)
-
-    def _load_issues(self) -> HealthIssues:
-        return health.issues(load_health(self._database))
+            health = health or await self._cache.get("health", partial(load_health, self._database))
+        return render(request, template, status=status, health=health, **values)
 
     @_with_error_pages
     async def overview(self, request: Request) -> Response:
@@ -121,7 +132,8 @@ class Pages:
         return await self._show(
             request,
             "overview.html",
-            issues=health.issues(overview.health),
+            health=overview.health,
+            finding_pages=FINDING_PAGES,
             overview=overview,
             stuck_states=STUCK,
             hours=hours,

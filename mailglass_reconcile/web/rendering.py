@@ -272,7 +272,7 @@ def render(
         "root": "../" * (path.count("/") - 1) or "./",
         "layout": "fragment.html" if FRAGMENT in request.headers else "page.html",
         "here": path,
-        "issues": None,
+        "health": None,
     }
     text = _ENVIRONMENT.get_template(template).render({**common, **values})
     return HTMLResponse(text, status, headers={"vary": FRAGMENT, **(headers or {})})
