@@ -449,7 +449,11 @@ def _default(name: str) -> str:
 
 
 EMPTY = MetricsSnapshot(
-    [], {}, None, {}, None, True, SimpleNamespace(waiting=0, failing=0, dead=0, overdue_seconds=0), []
+    totals=[],
+    history=SimpleNamespace(lag_seconds=0, counted_at=None, groups=None, last_success={}),
+    triggers=True,
+    outbox=SimpleNamespace(waiting=0, failing=0, dead=0, overdue_seconds=0),
+    findings=[],
 )
 
 

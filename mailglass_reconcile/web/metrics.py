@@ -6,6 +6,7 @@ Times are timestamps, so that an age still grows when no sweep runs any more.
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 import math
 from collections import Counter
@@ -17,6 +18,7 @@ from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.exposition import PREFIX, make_counter, make_gauge, render, samples_by_label
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.metrics import MetricsSnapshot, collect
+from mailglass_reconcile.ops.runs import count_by_state
 from mailglass_reconcile.rules.states import OUTCOMES, RUN_STATUSES
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.runs import KINDS
@@ -94,18 +96,22 @@ def _history(snapshot: MetricsSnapshot) -> Iterator[Metric]:
     help_ = "Broadcasts, `published` or `failed`: those of sweeps, and at a receiver those of its process"
     yield make_counter("messages", help_, ("outcome",), samples_by_label(messages))
     help_ = "When a run last ended well; 0 if no full sweep ever has"
-    success = {"full": 0.0, **snapshot.last_success}
+    last_success = snapshot.history.last_success
+    success = {"full": 0.0, **{kind: _epoch(time) for kind, time in last_success.items()}}
     yield make_gauge("last_success_timestamp_seconds", help_, ("kind",), samples_by_label(success))
 
 
 def _backlog(snapshot: MetricsSnapshot) -> Iterator[Metric]:
-    states = {**dict.fromkeys(("unmatched", *REASONS), 0), **snapshot.states}
+    history = snapshot.history
+    states = {**dict.fromkeys(("unmatched", *REASONS), 0), **count_by_state(history.groups or [])}
     help_ = "Open events past their grace period, as of the last full sweep"
     yield make_gauge("open_orphans", help_, ("state",), samples_by_label(states))
     help_ = "When that was"
-    yield _single("open_orphans_counted_timestamp_seconds", help_, snapshot.counted_at)
+    counted_at = None if history.counted_at is None else _epoch(history.counted_at)
+    yield _single("open_orphans_counted_timestamp_seconds", help_, counted_at)
     help_ = "Since when an event is open although its delivery exists; NaN if none is"
-    yield _single("linkable_since_timestamp_seconds", help_, snapshot.linkable_since)
+    linkable_since = _epoch(history.now) - history.lag_seconds if history.lag_seconds else None
+    yield _single("linkable_since_timestamp_seconds", help_, linkable_since)
 
 
 def _surroundings(snapshot: MetricsSnapshot) -> Iterator[Metric]:
@@ -121,6 +127,11 @@ def _surroundings(snapshot: MetricsSnapshot) -> Iterator[Metric]:
     yield make_gauge("handler_jobs", help_, ("state",), samples_by_label(jobs))
     help_ = "Seconds since the first waiting job was due"
     yield _single("handler_overdue_seconds", help_, max(0.0, snapshot.outbox.overdue_seconds))
+
+
+def _epoch(time: str) -> float:
+    """Return a time in seconds since 1970."""
+    return dt.datetime.fromisoformat(time).timestamp()
 
 
 def _single(name: str, help_: str, value: float | None) -> GaugeMetricFamily:
