@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -322,25 +322,10 @@ def _load_naming_orphans(tx: Transaction, rows: Sequence[sa.Row[Any]]) -> dict[s
 
 
 def _to_delivery(row: sa.Row[Any], naming_orphans: Sequence[NamingOrphan]) -> DeliverySummary:
-    summary, command = _summarize(row, naming_orphans)
-    return DeliverySummary(
-        row.delivery_id,
-        row.tenant_id,
-        row.provider,
-        row.message_id,
-        None if contains_address(row.mailable or "") else row.mailable,
-        row.type,
-        row.since,
-        row.final,
-        row.stored_at,
-        row.dispatched_at,
-        row.delivered_at,
-        row.bounced_at,
-        row.complained_at,
-        row.suppressed_at,
-        summary,
-        command,
-    )
+    """Return the record of a row of `_READ`, whose first columns are its first fields."""
+    fields: list[Any] = [*row[:14], *_summarize(row, naming_orphans)]
+    delivery = DeliverySummary(*fields)
+    return replace(delivery, mailable=None) if contains_address(delivery.mailable or "") else delivery
 
 
 def _summarize(row: sa.Row[Any], naming_orphans: Sequence[NamingOrphan]) -> tuple[str, str | None]:

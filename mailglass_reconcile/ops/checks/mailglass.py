@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -135,7 +135,7 @@ def other_reconciler(context: CheckContext) -> Iterator[Finding]:
 # Only a sweeper and the owner may delete open orphans. The sweeper of grants.sql is checked whoever runs this, because
 # the owner can read everything.
 _CANNOT_READ = """
-SELECT quote_ident(r.rolname), quote_ident(:schema)
+SELECT quote_ident(r.rolname) AS role, quote_ident(:schema) AS schema
   FROM pg_roles AS r
  WHERE r.rolname IN (current_user, 'mailglass_sweeper')
    AND has_table_privilege(r.oid, to_regclass(:orphans), 'DELETE')
@@ -165,14 +165,8 @@ def recipients(context: CheckContext) -> Iterator[Finding]:
     )
 
 
-class _BlindRole(NamedTuple):
-    """The quoted names of a role that sweeps but may not read raw webhooks, and of their schema."""
-
-    role: str
-    schema: str
-
-
-def _find_blind_role(tx: Transaction) -> _BlindRole | None:
+def _find_blind_role(tx: Transaction) -> sa.Row[Any] | None:
+    """Return the quoted names of a role that sweeps but may not read raw webhooks, and of their schema."""
     names = tx.names_of("open_orphans", "webhook_events")
     parameters = {
         "schema": tx.schema,
@@ -180,8 +174,7 @@ def _find_blind_role(tx: Transaction) -> _BlindRole | None:
         "webhooks": names["webhook_events"],
         "columns": array_literal(raw_webhooks.COLUMNS),
     }
-    row = tx.execute(_CANNOT_READ, parameters).one_or_none()
-    return None if row is None else _BlindRole(*row)
+    return tx.execute(_CANNOT_READ, parameters).one_or_none()
 
 
 @check("links")
