@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypedDict, cast
 
 from mailglass_reconcile import runtime
@@ -283,14 +283,7 @@ def load_newest(
     tx: Transaction, filters: RunFilter | None = None, *, before: int | None = None, size: int
 ) -> list[ListedRun]:
     """Return the newest runs that pass, at most *size*."""
-    filters = filters or RunFilter()
-    parameters = {
-        "kind": filters.kind,
-        "status": filters.status,
-        "idle": filters.idle,
-        "before": before,
-        "size": size,
-    }
+    parameters = {**asdict(filters or RunFilter()), "before": before, "size": size}
     return [cast("ListedRun", dict(row)) for row in tx.execute(_RUNS, parameters).mappings()]
 
 

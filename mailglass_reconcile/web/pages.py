@@ -149,7 +149,7 @@ class Pages:
     @_with_error_pages
     async def orphans(self, request: Request) -> Response:
         if parameters.has_empty(request.query_params):
-            return _redirect(f"orphans{query_string(**parameters.without_empty(request.query_params))}")
+            return _redirect(f"orphans{query_string(**request.query_params)}")
         listing = parameters.parse_listing(request.query_params)
         key = ("page", listing.filters, listing.after)
         page = await self._cache.get(key, lambda: self._load_page(listing))
@@ -185,7 +185,7 @@ class Pages:
     async def runs(self, request: Request) -> Response:
         """Show the history of runs, and who holds the lock of sweeps."""
         if parameters.has_empty(request.query_params):
-            return _redirect(f"runs{query_string(**parameters.without_empty(request.query_params))}")
+            return _redirect(f"runs{query_string(**request.query_params)}")
         filters, before = parameters.parse_runs(request.query_params)
         page = await self._cache.get(
             ("runs", filters, before), partial(runs.load_page, self._database, filters, before=before)

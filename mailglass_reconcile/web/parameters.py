@@ -73,11 +73,6 @@ def parse_runs(query: QueryParams) -> tuple[RunFilter, int | None]:
     return RunFilter(fields["kind"] or None, fields["status"] or None, idle), int(before) if before else None
 
 
-def without_empty(query: QueryParams) -> dict[str, str]:
-    """Return the parameters that have a value."""
-    return {name: value for name, value in query.items() if value}
-
-
 def has_empty(query: QueryParams) -> bool:
     """Return True if a parameter is empty, as in a form that was sent with empty fields."""
     return any(not value for value in query.values())
