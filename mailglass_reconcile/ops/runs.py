@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_MS = 10_000
 
+# The fields of `RunHistory`, then those of `LastSweep`.
 # The last full sweeps of all tenants. One that was cut into ranges is over when all of them have added their counts.
 # What it left although it could be linked is late until sweeps of some tenants or events have linked as many. One that
 # broke off, by its deadline or Ctrl-C, has not succeeded.
@@ -27,25 +28,25 @@ _HISTORY = """
 SELECT {schema}.mailglass_reconcile_iso_v1(now()::timestamp) AS now,
        extract(epoch FROM now()::timestamp - success.finished_at)::float8 AS success_age,
        success.origin AS success_origin,
-       CASE WHEN greatest(1, ok.skipped + ok.failed)
+       greatest(0, CASE WHEN greatest(1, ok.skipped + ok.failed)
                  > (SELECT coalesce(sum(linked), 0) FROM {schema}.mailglass_reconcile_runs
                      WHERE id > ok.id AND (kind = 'targeted' OR kind = 'full' AND tenant_id IS NOT NULL))
-            THEN extract(epoch FROM now()::timestamp - ok.linkable_since)::float8 END AS lag_seconds,
+            THEN extract(epoch FROM now()::timestamp - ok.linkable_since)::float8 END) AS lag_seconds,
        {schema}.mailglass_reconcile_iso_v1(counted.finished_at) AS counted_at, counted.open_groups AS groups,
-       last.status, last.error, extract(epoch FROM now()::timestamp - last.finished_at)::float8 AS last_age,
-       last.linked, last.failed, last.published, last.publish_failed,
-       extract(epoch FROM now()::timestamp - uncovered.since)::float8 AS uncovered_seconds,
+       coalesce(extract(epoch FROM now()::timestamp - uncovered.since)::float8, 0) AS uncovered_seconds,
        extract(epoch FROM now()::timestamp - beat.finished_at)::float8 AS beat_age, other.quarters AS other_quarters,
        pruned.finished_at IS NOT NULL AS pruned,
-       extract(epoch FROM now()::timestamp
-                        - coalesce(pruned.finished_at, first.started_at))::float8 AS unpruned_seconds,
+       coalesce(extract(epoch FROM now()::timestamp - coalesce(pruned.finished_at, first.started_at))::float8, 0)
+         AS unpruned_seconds,
        (SELECT coalesce(jsonb_object_agg(k.kind, s.at), '{}')
           FROM unnest(ARRAY['full', 'recent', 'range', 'targeted', 'prune']) AS k (kind)
          CROSS JOIN LATERAL (
                  SELECT {schema}.mailglass_reconcile_iso_v1(finished_at) AS at FROM {schema}.mailglass_reconcile_runs
                   WHERE kind = k.kind AND status IN ('ok', 'partial') AND covered AND ranges_done >= coalesce(ranges, 0)
                     AND (kind <> 'full' OR tenant_id IS NULL)
-                  ORDER BY id DESC LIMIT 1) AS s) AS last_success
+                  ORDER BY id DESC LIMIT 1) AS s) AS last_success,
+       last.status, last.error, extract(epoch FROM now()::timestamp - last.finished_at)::float8 AS age,
+       last.linked, last.failed, last.published, last.publish_failed
   FROM (SELECT) AS one
   LEFT JOIN LATERAL (
          SELECT * FROM {schema}.mailglass_reconcile_runs
@@ -138,7 +139,6 @@ class RunHistory(NamedTuple):
         lag_seconds: Seconds for which the oldest orphan has been open although its delivery exists; 0 if there is none.
         counted_at: When a full sweep last counted the open orphans; None if none has.
         groups: The open orphans at that time by `state`, `tenant_id` and `provider`, the largest group first.
-        last: The last full sweep.
         uncovered_seconds: Seconds for which no full sweep has checked everything; 0 if the last one has.
         beat_age: Seconds since the end of the last run that beat had queued; None without one.
         other_quarters: The number of the last four quarters of an hour, of `now`, in which a full sweep succeeded that
@@ -146,6 +146,7 @@ class RunHistory(NamedTuple):
         pruned: True if a prune has ever succeeded.
         unpruned_seconds: Seconds since the last successful prune; without one, since the first run of the history.
         last_success: When a run of each kind last succeeded.
+        last: The last full sweep.
     """
 
     now: str
@@ -154,13 +155,13 @@ class RunHistory(NamedTuple):
     lag_seconds: float
     counted_at: str | None
     groups: list[OpenGroup] | None
-    last: LastSweep | None
     uncovered_seconds: float
     beat_age: float | None
     other_quarters: int
     pruned: bool
     unpruned_seconds: float
     last_success: dict[str, str]
+    last: LastSweep | None
 
 
 class ListedRun(TypedDict):
@@ -240,24 +241,9 @@ class FirstRunState(NamedTuple):
 def load_history(tx: Transaction) -> RunHistory:
     """Load the history of sweeps, of beat and of the prune."""
     row = tx.execute(_HISTORY).one()
-    last = None
-    if row.status is not None:
-        last = LastSweep(row.status, row.error, row.last_age, row.linked, row.failed, row.published, row.publish_failed)
-    return RunHistory(
-        row.now,
-        row.success_age,
-        row.success_origin,
-        max(0.0, row.lag_seconds or 0.0),
-        row.counted_at,
-        None if row.groups is None else add_up(row.groups),
-        last,
-        row.uncovered_seconds or 0.0,
-        row.beat_age,
-        row.other_quarters,
-        row.pruned,
-        row.unpruned_seconds or 0.0,
-        row.last_success,
-    )
+    groups, size = None if row.groups is None else add_up(row.groups), len(LastSweep._fields)
+    last = None if row.status is None else LastSweep._make(row[-size:])
+    return RunHistory._make((*row[:-size], last))._replace(groups=groups)
 
 
 def load_last_success(database: Database) -> dict[str, str]:
