@@ -121,7 +121,7 @@ def _draw(
     for name in names:
         above = [low + (column.values or {}).get(name, 0.0) for low, column in zip(below, columns, strict=True)]
         if above != below or name == names[0]:
-            bands.append(Band(name, _make_path(columns, below, above, top), _make_edge(columns, below, above, top)))
+            bands.append(_make_band(name, columns, below, above, top))
         below = above
     return Chart(bands, top, columns, _choose_rows(columns), list(_make_ticks(buckets)))
 
@@ -162,20 +162,16 @@ def _make_ticks(buckets: Sequence[TimeBucket]) -> Iterator[Tick]:
         at += step
 
 
-def _make_path(columns: Sequence[Column], below: Sequence[float], above: Sequence[float], top: float) -> str:
-    return "".join(
-        f"M{column.left} {y_position(low, top)}V{y_position(high, top)}H{column.right}V{y_position(low, top)}Z"
+def _make_band(
+    name: str, columns: Sequence[Column], below: Sequence[float], above: Sequence[float], top: float
+) -> Band:
+    boxes = [
+        (column, y_position(low, top), y_position(high, top))
         for column, low, high in zip(columns, below, above, strict=True)
         if high > low
-    )
-
-
-def _make_edge(columns: Sequence[Column], below: Sequence[float], above: Sequence[float], top: float) -> str:
-    return "".join(
-        f"M{column.left} {y_position(high, top)}H{column.right}"
-        for column, low, high in zip(columns, below, above, strict=True)
-        if high > low
-    )
+    ]
+    path = "".join(f"M{column.left} {low}V{high}H{column.right}V{low}Z" for column, low, high in boxes)
+    return Band(name, path, edge="".join(f"M{column.left} {high}H{column.right}" for column, _, high in boxes))
 
 
 def _round_up(value: float) -> float:
