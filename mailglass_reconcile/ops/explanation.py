@@ -430,13 +430,9 @@ def _explain_final(row: sa.Row[Any], state: EventState, origins: Origins, linkin
         row.id,
         state,
         _TENANT_TOO_LONG if is_too_long else states.explain_state(state),
-        row.tenant_id,
-        row.linked_to or row.delivery_id,
-        **_message_fields(row),
+        **_ledger_fields(row, origins),
+        delivery_id=row.linked_to or row.delivery_id,
         provider=origins.provider,
-        arrived_at=row.arrived,
-        rule=origins.rule,
-        reads=origins.reads,
         remedy=(with_local_names(_REPAIR),) if state == "missing" and not is_too_long else (),
         recipient_checked=False if row.unchecked else None,
         linked_at=row.linked_at if row.linked_to else None,
@@ -448,9 +444,13 @@ def _explain_final(row: sa.Row[Any], state: EventState, origins: Origins, linkin
     )
 
 
-def _message_fields(row: sa.Row[Any]) -> dict[str, Any]:
-    """Return the fields about the message: the type, and why it bounced."""
+def _ledger_fields(row: sa.Row[Any], origins: Origins) -> dict[str, Any]:
+    """Return the fields that do not depend on the state: what the ledger says, and what its provider's rule reads."""
     return {
+        "tenant_id": row.tenant_id,
+        "arrived_at": row.arrived,
+        "rule": origins.rule,
+        "reads": origins.reads,
         "type": row.type,
         "reject_reason": _without_address(row.reject_reason),
         "bounce": row.bounce,
@@ -483,18 +483,14 @@ def _explain_open(
             recipient_erased=erased,
             webhook_unread=keys.is_unread,
         ),
-        row.tenant_id,
-        event_match.delivery_id,
-        keys.candidate_ids,
-        tuple(
+        **_ledger_fields(row, origins),
+        delivery_id=event_match.delivery_id,
+        candidate_ids=keys.candidate_ids,
+        candidates=tuple(
             _describe_candidate(candidate, deliveries_by_id.get(candidate.delivery_id), row, event_match)
             for candidate in event_match.deliveries
         ),
-        **_message_fields(row),
         provider=keys.provider,
-        arrived_at=row.arrived,
-        rule=origins.rule,
-        reads=origins.reads,
         tried=tuple(_tried_id(id_, origins, event_match) for id_ in keys.candidate_ids),
         recipient_known=keys.recipient is not None,
         recipient_checked=False if event_match.delivery_id and not keys.recipient and not row.recorded else None,
