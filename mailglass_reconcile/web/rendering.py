@@ -19,7 +19,7 @@ from mailglass_reconcile.errors import COMMAND, with_local_names
 from mailglass_reconcile.ops.explanation import Fact
 from mailglass_reconcile.rules import humanize, times
 from mailglass_reconcile.rules.humanize import escape_unprintable, n_of_m, pluralize, sanitize
-from mailglass_reconcile.rules.states import MEANINGS, short_label
+from mailglass_reconcile.rules.states import MEANINGS, OUTCOMES, short_label
 
 SHOWN_CHARACTERS = 200
 EN_DASH = "\N{EN DASH}"
@@ -110,14 +110,8 @@ def describe_counts(run: Mapping[str, Any]) -> Markup:
     return escape(sanitize_text(", ".join(parts) or "nothing to do"))
 
 
-_SWEPT = {
-    "linked": "linked",
-    "unmatched": "unmatched",
-    "unmatchable": "unmatchable",
-    "ambiguous": "ambiguous",
-    "tenant_mismatch": "tenant_mismatch",
-    "recipient_mismatch": "recipient_mismatch",
-    "skipped": "skipped",
+_SWEPT: dict[str, str] = {
+    **{outcome: outcome for outcome in OUTCOMES},
     "failed": "refused",
     "publish_failed": "not broadcast",
 }
