@@ -18,12 +18,10 @@ SELECT EXISTS (SELECT FROM {schema}.mailglass_deliveries WHERE tenant_id = :tena
        OR EXISTS (SELECT FROM {schema}.mailglass_events WHERE tenant_id = :tenant_id)
 """
 
-_OF_DELIVERIES = """
-SELECT left(tenant_id, 512) FROM {schema}.mailglass_reconcile_tenants_of_deliveries_v1('') LIMIT :size
-"""
-
-_OF_EVENTS = """
-SELECT left(tenant_id, 512) FROM {schema}.mailglass_reconcile_tenants_of_events_v1('') LIMIT :size
+_TENANTS = """
+(SELECT left(tenant_id, 512) FROM {schema}.mailglass_reconcile_tenants_of_deliveries_v1('') LIMIT :size)
+ UNION ALL
+(SELECT left(tenant_id, 512) FROM {schema}.mailglass_reconcile_tenants_of_events_v1('') LIMIT :size)
 """
 
 
@@ -41,10 +39,7 @@ def find_unknown(database: Database, tenant_id: str) -> UnknownTenant | None:
     with database.reading(TIMEOUT_MS) as tx:
         if tx.execute(_IS_THERE, {"tenant_id": tenant_id}).scalar_one():
             return None
-        statements = (_OF_DELIVERIES, _OF_EVENTS)
-        tenants = [
-            tenant for statement in statements for tenant in tx.execute(statement, {"size": READ_AT_MOST}).scalars()
-        ]
+        tenants = tx.execute(_TENANTS, {"size": READ_AT_MOST}).scalars().all()
     return UnknownTenant(
         f"no event or delivery has tenant {sanitize_tenant(tenant_id)!r}", humanize.find_closest(tenant_id, tenants)
     )
