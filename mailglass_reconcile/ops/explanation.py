@@ -368,7 +368,9 @@ def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
     )
     if explanation.state == MATCHED:
         match = OrphanMatch(orphan, event_match.keys, event_match.result)
-        return _explain_held(explanation, lock_holders.find_holder(tx, [match]))
+        if holder := lock_holders.find_holder(tx, [match]):
+            sentence = _HELD.format(holder.name)
+            return replace(explanation, sentence=sentence, remedy=(holder.remedy,), held_by=holder)
     if event_match.state == UNMATCHABLE and ledger.is_oversized(tx, row.id):
         return replace(explanation, sentence=_OVERSIZED, remedy=(_REMEDY_OVERSIZED,))
     return explanation
@@ -385,7 +387,7 @@ def _load_origins(tx: Transaction, event_id: str) -> Origins:
     for path in rule.paths:
         for id_ in matching.keys_of_one(document, path).candidate_ids:
             places.setdefault(id_, "/".join(path))
-    reads = tuple(SearchedField("/".join(path), _json_type(document.at(path))) for path in rule.paths)
+    reads = tuple(SearchedField("/".join(path), _JSON_TYPES.get(type(document.at(path)))) for path in rule.paths)
     return Origins(provider, rule.name, reads, places)
 
 
@@ -399,11 +401,7 @@ _JSON_TYPES: dict[type, JsonType] = {
 }
 
 
-def _json_type(value: Any) -> JsonType | None:
-    """Return the JSON type of a value, or None for no value."""
-    return _JSON_TYPES.get(type(value))
-
-
+_HELD = "its delivery exists, but {} has locked it or the event, which sweeps skip until that ends"
 _OVERSIZED = "its metadata or normalized_payload has more than 64 kB of text, which is not read, so it has no usable id"
 _REMEDY_OVERSIZED = "write events with less than 64 kB in each of these columns; this event stays unmatchable"
 _TENANT_TOO_LONG = f"its tenant id has more than {MAX_TENANT_LENGTH:,} characters; such events are never linked"
@@ -499,13 +497,6 @@ def _explain_open(
         expires_at=row.expires,
         refused=row.refused or 0,
     )
-
-
-def _explain_held(explanation: Explanation, holder: LockHolder | None) -> Explanation:
-    if holder is None:
-        return explanation
-    sentence = f"its delivery exists, but {holder.name} has locked it or the event, which sweeps skip until that ends"
-    return replace(explanation, sentence=sentence, remedy=(holder.remedy,), held_by=holder)
 
 
 def _tried_id(candidate: str, origins: Origins, event_match: EventMatch) -> TriedId:
