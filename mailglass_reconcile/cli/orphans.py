@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.output import argument, format_as_of, ignore_broken_pipe, print_json, wrap_text
+from mailglass_reconcile.cli.output import argument, format_as_of, ignore_broken_pipe, print_result, wrap_text
 from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.ops import tenant_suggestions
 from mailglass_reconcile.ops.orphans import OrphanPage
@@ -78,10 +78,7 @@ def orphans(expired: bool, limit: int, after: Any, as_json: bool, **filters: Any
         click.echo(line, err=True)
     with ignore_broken_pipe():
         for orphan in page.orphans:
-            if as_json:
-                print_json(orphan.as_dict())
-            else:
-                click.echo(_format_orphan(orphan))
+            print_result(orphan.as_dict(), _format_orphan(orphan), as_json=as_json)
         if not (page.orphans or as_json):
             click.echo(f"none among the {page.looked_at:,} checked" if page.after else "none")
     if page.after:

@@ -7,7 +7,7 @@ import sys
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.output import console, print_json, table
+from mailglass_reconcile.cli.output import console, print_json, print_result, table
 from mailglass_reconcile.ops import prune_preview, pruner
 from mailglass_reconcile.ops.prune_preview import Preview
 from mailglass_reconcile.rules.humanize import pluralize
@@ -48,10 +48,7 @@ def prune(dry_run: bool, as_json: bool) -> None:
         _preview(as_json)
         return
     result = pruner.prune_with(runtime.database(), "command")
-    if as_json:
-        print_json(result.as_dict())
-    else:
-        _print(result)
+    print_result(result.as_dict(), _summary(result), as_json=as_json)
     sys.exit(1 if result.failures else 0)
 
 
@@ -71,8 +68,8 @@ def _row(preview: Preview) -> tuple[str, str, str]:
     return STEPS[preview.step], rows, format_time(preview.oldest) if preview.oldest else "-"
 
 
-def _print(result: pruner.PruneResult) -> None:
-    click.echo(
+def _summary(result: pruner.PruneResult) -> str:
+    return (
         f"deleted raw webhooks: {result.succeeded:,} succeeded, {result.dead:,} dead, {result.failed:,} failed\n"
         f"open orphans: {result.expired:,} expired, {result.settled:,} settled, {result.added:,} added\n"
         f"deleted jobs of handlers: {result.jobs_done:,} done, {result.jobs_dead:,} dead\n"
