@@ -257,18 +257,20 @@ class Sweep:
             self._store(connected, remaining)
 
     def _cut_batches(self, matches: Sequence[OrphanMatch]) -> Iterator[Pairs]:
-        """Yield the pairs to link, batch by batch, up to the limit and the deadline."""
+        """Yield the pairs to link, batch by batch, until the limit is linked or the deadline has passed.
+
+        The caller counts a batch before it takes the next one: what another session holds does not use up the limit.
+        """
         pairs = _by_delivery(matches)
-        allowed = len(pairs) if self.limit is None else min(len(pairs), self.limit - self.counters.linked)
-        self.counters.add("skipped_limit", len(pairs) - allowed)
-        if self.dry_run:
-            yield pairs[:allowed]
-            return
-        size = self.database.settings.batch_size
-        for start in range(0, allowed, size):
+        size = len(pairs) if self.dry_run else self.database.settings.batch_size
+        start = 0
+        while start < len(pairs) and not self._is_at_limit():
             if self.is_over():
                 return
-            yield pairs[start : min(start + size, allowed)]
+            allowed = size if self.limit is None else min(size, self.limit - self.counters.linked)
+            yield pairs[start : start + allowed]
+            start += allowed
+        self.counters.add("skipped_limit", len(pairs[start:]))
 
     def _link(self, connected: OpenConnection, pairs: Pairs, extra_metadata: ExtraMetadata) -> set[str]:
         """Link a batch, publish its committed links, and return the ids of the orphans that it closed."""

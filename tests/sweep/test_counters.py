@@ -198,6 +198,19 @@ def test_each_cause_of_skipping_has_its_own_count(db):
     assert (result.linked, result.skipped_limit, result.skipped_deadline, result.skipped_held) == (1, 0, 1, 0)
 
 
+def test_what_another_session_holds_does_not_use_up_the_limit(db):
+    """A sweep goes on to the next ones until it has linked as many as it may."""
+    fill(db, 10)
+    with db.engine.begin() as holder:
+        holder.exec_driver_sql("SELECT FROM mailglass_open_orphans ORDER BY arrived_at DESC LIMIT 4 FOR UPDATE")
+        result = reconcile(limit=3)
+        check_counts(db, result, 10)
+        assert (result.status, result.linked, result.skipped_held, result.skipped_limit) == ("ok", 3, 4, 3)
+        rest = reconcile(limit=9)
+        check_counts(db, rest, 7)
+    assert (rest.status, rest.linked, rest.skipped_held, rest.skipped_limit) == ("ok", 3, 4, 0)
+
+
 def test_orphans_that_arrive_meanwhile_are_the_next_sweeps(db):
     """A writer may commit late, too: a slice is bounded, and the counts are of the orphans eligible at the start."""
     fill(db, 10)
