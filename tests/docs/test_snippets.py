@@ -154,7 +154,10 @@ delivered = text("SELECT count(*) FROM mailglass_events WHERE type = 'delivered'
 assert engine.connect().execute(delivered).scalar_one() == 1
 assert Delivery.objects.filter(provider_message_id="m-1").count() == 1
 assert tenant_of(types.SimpleNamespace(metadata={"tenant": "acme"})) == "acme"
-assert tenant_of(types.SimpleNamespace()) == tenant_of(types.SimpleNamespace(metadata=None)) == "default"
+from anymail.message import AnymailMessage
+from django.core.mail import EmailMessage
+for source in (types.SimpleNamespace(), types.SimpleNamespace(metadata=None), EmailMessage(), AnymailMessage()):
+    assert tenant_of(source) == "default"
 for type_, bounce, suppressed in (
     ("bounced", "soft", False), ("bounced", None, False), ("bounced", "hard", True), ("complained", None, True)
 ):
