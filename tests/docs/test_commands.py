@@ -88,8 +88,9 @@ def story(db, monkeypatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def terminal(db, redis_url, tmp_path) -> dict[str, str]:
-    """A reader's environment: the test's servers, the installed commands, forked, and a stub of `send-alert`."""
+def terminal(db, redis_url, tmp_path, monkeypatch) -> dict[str, str]:
+    """A reader's environment: an empty folder, the test's servers, the installed commands, forked, and a stub."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "send-alert").write_text("#!/bin/sh\n")
     (tmp_path / "send-alert").chmod(0o755)
     environment = db.environment(redis_url)

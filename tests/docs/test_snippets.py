@@ -255,6 +255,7 @@ with engine.connect() as connection:
     "tenants.md": Frame(
         f"""{ENGINE}
 import types
+os.environ |= {{"POSTMARK_PASSWORD_ACME": "acme-password", "POSTMARK_PASSWORD_EMCA": "emca-password"}}
 os.environ["MAILGLASS_WEBHOOK_SECRETS"] = "postmark=me:change-me"
 app = types.SimpleNamespace(mount=lambda path, receiver: mounted.append(path))
 mounted = []

@@ -186,7 +186,10 @@ def test_elixir_with_mailglass_from_the_readme_to_swept_tables(
     owner = make_url(empty_database_url)
     replacements = {
         f"postgresql://{login}@db.internal/my_app": owner.set(username=role).render_as_string(hide_password=False)
-        for login, role in (("my_app:secret", owner.username), ("mailglass_sweeper:change-me", "mailglass_sweeper"))
+        for login, role in (
+            ("my_app:secret", owner.username),
+            ("mailglass_sweeper:$(cat sweeper-password)", "mailglass_sweeper"),
+        )
     }
     blocks = pages.chapter(DOCS / "with-mailglass.md", "The first sweep")
     with Reader(machine, empty_database_url, redis_url, tmp_path, replacements) as reader:
