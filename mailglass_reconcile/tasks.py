@@ -221,7 +221,7 @@ def _send_ranges(lease: LockLease, tenant_id: str | None, eligible: int, parts: 
     # Before the ranges run, because they add their counts to this row.
     run_id = _add_run(Run("full", _origin(), sanitize_tenant(tenant_id), remaining=0, ranges=len(parts)))
     tasks = reconcile.send_ranges(lease, calls, run_id)
-    logger.info("cut %s into %s, a task for each", pluralize(eligible, "open orphan"), pluralize(len(tasks), "range"))
+    logger.info("cut %s into %s, a task for each", pluralize(eligible, "open event"), pluralize(len(tasks), "range"))
     return {"status": "fanned_out", "eligible": eligible, "tasks": tasks}
 
 

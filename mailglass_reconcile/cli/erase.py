@@ -26,12 +26,12 @@ Examples:
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def erase(address: str, tenant: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Erase a person: remove an address, in any spelling, from deliveries, open orphans and raw webhooks.
+    """Erase a person: remove an address, in any spelling, from deliveries, open events and raw webhooks.
 
     Pass - to read the address from standard input: shells and process lists keep arguments.
 
     The command counts the rows first, and asks for confirmation. Events in the ledger are kept: they hold no address,
-    unless your application stored one there. On tables that Mailglass made, addresses are removed from open orphans
+    unless your application stored one there. On tables that Mailglass made, addresses are removed from open events
     only.
     """
     try:

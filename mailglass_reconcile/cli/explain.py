@@ -24,7 +24,7 @@ Examples:
   mailglass-reconcile explain --json 0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10 | jq -r '.remedy[]'
 """
 
-NO_EVENT = "no event is linked to it, and no open orphan has its message id"
+NO_EVENT = "no event is linked to it, and no open event has its message id"
 
 
 @click.command(epilog=EXAMPLES)
@@ -35,7 +35,7 @@ def explain(id_: UUID | None, message_id: str | None, as_json: bool) -> None:
     """Show why one event is linked or not, and what must change.
 
     The output begins with what happened to the delivery, and where to look next. For a delivery or a message, the
-    latest events are explained first, then the open orphans that name the message.
+    latest events are explained first, then the open events that name the message.
     """
     if (id_ is None) == (message_id is None):
         raise click.UsageError("pass an EVENT_ID, a DELIVERY_ID or --message-id")
@@ -45,7 +45,7 @@ def explain(id_: UUID | None, message_id: str | None, as_json: bool) -> None:
     else:
         events, summary = explanation.explain_message(database, message_id or "")
         if not events and not summary:
-            raise click.ClickException("no open orphan and no delivery has this message id")
+            raise click.ClickException("no open event and no delivery has this message id")
     with ignore_broken_pipe():
         if as_json:
             _print_json(events, summary)

@@ -1,4 +1,4 @@
-"""The subcommand `find`: from an address, a message or an id to deliveries, open orphans and the next command."""
+"""The subcommand `find`: from an address, a message or an id to deliveries, open events and the next command."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ MAX_LIMIT = 10_000
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per delivery or event.")
 def find(term_text: str, tenant: str | None, limit: int, as_json: bool) -> None:
-    """Find the deliveries and open orphans of an address, a message or an id, each with its next command.
+    """Find the deliveries and open events of an address, a message or an id, each with its next command.
 
     WHAT is an address, a message id, or the id of an event or a delivery. With - it is read from standard input,
     because shells and process lists keep arguments. The newest are printed first, and no address is printed.
@@ -104,10 +104,10 @@ def _event(orphan: ListedEvent) -> Iterator[str]:
 def _format_no_results(term: SearchTerm) -> str:
     scope = "" if term.tenant_id is None else " of this tenant"
     if not term.address:
-        return f"no delivery and no open orphan{scope} has this id"
+        return f"no delivery and no open event{scope} has this id"
     lines = [
         wrap_text(
-            f"no delivery and no open orphan{scope} has this address. If your application sent the message, its send"
+            f"no delivery and no open event{scope} has this address. If your application sent the message, its send"
             " was not recorded: see `record_send`. If the provider's log shows the message, look for its message id"
             " there:"
         ),

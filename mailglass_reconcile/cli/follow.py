@@ -56,10 +56,10 @@ Examples:
     metavar="SECONDS",
     help="Wait this many seconds between sweeps.",
 )
-@click.option("--tenant", metavar="ID", help="Sweep this tenant's orphans only.")
+@click.option("--tenant", metavar="ID", help="Sweep this tenant's events only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per sweep that did something.")
 def follow(interval: float, tenant: str | None, as_json: bool) -> None:
-    """Link orphans as soon as their delivery exists, until SIGTERM or Ctrl-C.
+    """Link events as soon as their delivery exists, until SIGTERM or Ctrl-C.
 
     Survives restarts of Postgres and Redis. Keep the sweep every five minutes as well: it links what this one missed.
     """
@@ -202,7 +202,7 @@ class _Handlers:
 
 
 def _format_result(result: SweepResult) -> str:
-    orphans = pluralize(result.scanned, "recent orphan")
+    orphans = pluralize(result.scanned, "recent event")
     line = f"linked {result.linked:,} of {orphans} in {format_duration_ms(result.duration_ms)}"
     line += f"; {result.failed:,} failed" if result.failed else ""
     line += f"; {pluralize(result.publish_failed, 'broadcast')} not sent" if result.publish_failed else ""

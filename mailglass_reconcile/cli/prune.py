@@ -25,9 +25,9 @@ STEPS = {
     "failed": "failed raw webhooks",
     "jobs_done": "jobs of handlers that are done",
     "jobs_dead": "dead jobs of handlers",
-    "expired": "expired open orphans",
-    "settled": "open orphans that are settled",
-    "added": "open orphans to add",
+    "expired": "expired open events",
+    "settled": "open events that are settled",
+    "added": "open events to add",
     "events": "events",
     "deliveries": "deliveries",
 }
@@ -71,7 +71,7 @@ def _row(preview: Preview) -> tuple[str, str, str]:
 def _summary(result: pruner.PruneResult) -> str:
     return (
         f"deleted raw webhooks: {result.succeeded:,} succeeded, {result.dead:,} dead, {result.failed:,} failed\n"
-        f"open orphans: {result.expired:,} expired, {result.settled:,} settled, {result.added:,} added\n"
+        f"open events: {result.expired:,} expired, {result.settled:,} settled, {result.added:,} added\n"
         f"deleted jobs of handlers: {result.jobs_done:,} done, {result.jobs_dead:,} dead\n"
         f"deleted from the ledger: {pluralize(result.events, 'event')};"
         f" {pluralize(result.deliveries, 'delivery', 'deliveries')}"

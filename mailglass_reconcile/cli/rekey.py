@@ -1,4 +1,4 @@
-"""The subcommand `rekey`: clear the keys of open orphans, so that the next sweep computes them again."""
+"""The subcommand `rekey`: clear the keys of open events, so that the next sweep computes them again."""
 
 from __future__ import annotations
 

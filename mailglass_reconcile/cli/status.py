@@ -29,7 +29,7 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--tenant", metavar="ID", help="Show this tenant's open orphans only.")
+@click.option("--tenant", metavar="ID", help="Show this tenant's open events only.")
 @click.option("--check", is_flag=True, help="Print one line; exit with 0 if healthy, with 1 if not.")
 @click.option(
     "--max-lag",
@@ -42,7 +42,7 @@ Examples:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(tenant: str | None, check: bool, max_lag: float, as_json: bool) -> None:
-    """Show how linking is going: open orphans by state, the last runs, and what is wrong.
+    """Show how linking is going: open events by state, the last runs, and what is wrong.
 
     Open orphans are shown as the last full sweep left them. `sweep --dry-run` counts them now.
     """
@@ -72,13 +72,13 @@ def _print_health(max_lag: float) -> int:
 
 def _render(loaded: Status) -> Group:
     """Return the lines and tables of a status; problems and warnings are of all tenants."""
-    lines = [f"{pluralize(loaded.eligible, 'open orphan')} as of {format_time(loaded.as_of)}"]
+    lines = [f"{pluralize(loaded.eligible, 'open event')} as of {format_time(loaded.as_of)}"]
     if loaded.waiting:
         lines.append(f"{pluralize(loaded.waiting, 'more is in its', 'more are in their')} grace period now")
     if loaded.lag_seconds:
         lines.append(f"the oldest that could be linked has been open for {format_duration(loaded.lag_seconds)}")
     if loaded.totals and loaded.totals["expired"]:
-        lines.append(f"{pluralize(loaded.totals['expired'], 'orphan has', 'orphans have')} expired without a link")
+        lines.append(f"{pluralize(loaded.totals['expired'], 'event has', 'events have')} expired without a link")
     if loaded.jobs_waiting:
         lines.append(f"{pluralize(loaded.jobs_waiting, 'job waits', 'jobs wait')} for handlers")
     for kind, at in (loaded.last_success or {}).items():
@@ -92,7 +92,7 @@ def _render(loaded: Status) -> Group:
 
 def _make_tables(loaded: Status) -> list[Table]:
     groups = table(
-        ("state", "tenant", "provider", "orphans"),
+        ("state", "tenant", "provider", "events"),
         [
             (group["state"], group["tenant_id"] or "(small tenants)", group["provider"] or "-", f"{group['orphans']:,}")
             for group in loaded.groups

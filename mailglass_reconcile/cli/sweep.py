@@ -42,7 +42,7 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--tenant", metavar="ID", help="Sweep this tenant's orphans only.")
+@click.option("--tenant", metavar="ID", help="Sweep this tenant's events only.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Stop after N links.")
 @click.option("--event", type=click.UUID, metavar="EVENT_ID", help="Link this event only, of any age.")
 @click.option("--delivery", type=click.UUID, metavar="ID", help="Link events of this delivery only, of any age.")
@@ -66,7 +66,7 @@ def sweep(
     verbose: bool,
     as_json: bool,
 ) -> None:
-    """Link every open orphan whose delivery exists.
+    """Link every open event whose delivery exists.
 
     With any of --event, --delivery, --provider, --since and --until, it first counts what it would link, and asks for
     confirmation.
@@ -142,10 +142,10 @@ def _in_words(result: SweepResult, *, is_targeted: bool) -> str:
 
 
 def summary(result: SweepResult) -> str:
-    """Return the summary of a sweep in lines: its links, and why other orphans stay open."""
+    """Return the summary of a sweep in lines: its links, and why other events stay open."""
     verb = "would link" if result.dry_run else "linked"
     of_tenant = "" if result.tenant_id is None else f" of tenant '{sanitize(result.tenant_id)}'"
-    scanned = pluralize(result.scanned, "open orphan")
+    scanned = pluralize(result.scanned, "open event")
     lines = [f"{verb} {result.linked:,} of {scanned}{of_tenant} in {format_duration_ms(result.duration_ms)}"]
     if result.linked_unchecked:
         lines.append(
@@ -169,14 +169,14 @@ def summary(result: SweepResult) -> str:
 def _nothing_to_do(waiting: int, grace_seconds: int, tenant_id: str | None) -> str:
     of_tenant = "" if tenant_id is None else f" of tenant '{sanitize(tenant_id)}'"
     if not waiting:
-        return f"nothing to do: there are no open orphans{of_tenant}"
-    waiting_orphans = pluralize(waiting, f"orphan{of_tenant} is in its", f"orphans{of_tenant} are in their")
-    return f"nothing to do yet: {waiting_orphans} {grace_seconds:,} s grace period"
+        return f"nothing to do: there are no open events{of_tenant}"
+    waiting_events = pluralize(waiting, f"event{of_tenant} is in its", f"events{of_tenant} are in their")
+    return f"nothing to do yet: {waiting_events} {grace_seconds:,} s grace period"
 
 
 @contextmanager
 def _progress(*, visible: bool) -> Iterator[Callable[[Sweep], None]]:
-    """Show how many orphans are processed on standard error, for a person; log lines come above the bar."""
+    """Show how many events are processed on standard error, for a person; log lines come above the bar."""
     if not visible:
         yield lambda sweep: None
         return

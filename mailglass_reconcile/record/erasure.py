@@ -59,7 +59,7 @@ class Erased:
     def rows(self) -> str:
         """The counts in words: `2 deliveries, 1 open orphan and 0 raw webhooks`."""
         deliveries = pluralize(self.deliveries, "delivery", "deliveries")
-        orphans = pluralize(self.open_orphans, "open orphan")
+        orphans = pluralize(self.open_orphans, "open event")
         return f"{deliveries}, {orphans} and {pluralize(self.webhook_events, 'raw webhook')}"
 
     def as_dict(self) -> dict[str, Any]:

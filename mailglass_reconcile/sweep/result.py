@@ -16,7 +16,7 @@ def format_remaining(orphans: int | None) -> str:
     """Format the number of eligible orphans that stay open; None if they could not be counted."""
     if orphans is None:
         return "what remains could not be counted"
-    return humanize.pluralize(orphans, "eligible orphan remains", "eligible orphans remain")
+    return humanize.pluralize(orphans, "eligible event remains", "eligible events remain")
 
 
 @dataclass(slots=True)
@@ -86,7 +86,7 @@ def format_line(tenant_id: str | None, status: str, counts: Mapping[str, int], r
     )
     parts += [] if status == "ok" else [f"{status}, {format_remaining(remaining)}"]
     scanned, duration = (
-        humanize.pluralize(counts["scanned"], "open orphan"),
+        humanize.pluralize(counts["scanned"], "open event"),
         humanize.format_duration_ms(counts["duration_ms"]),
     )
     return "; ".join([f"swept {scope}: linked {counts['linked']:,} of {scanned} in {duration}", *parts])
@@ -96,7 +96,7 @@ def format_mismatches(result: SweepResult) -> list[str]:
     """Return a line for each kind of orphans that match only another tenant's or recipient's deliveries."""
     counts = ((result.tenant_mismatch, "tenant's"), (result.recipient_mismatch, "recipient's"))
     return [
-        f"{humanize.pluralize(number, 'orphan matches', 'orphans match')} only another {owner} deliveries and"
+        f"{humanize.pluralize(number, 'event matches', 'events match')} only another {owner} deliveries and"
         f" {humanize.verb(number, 'was', 'were')} not linked"
         for number, owner in counts
         if number

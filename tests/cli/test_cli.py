@@ -57,7 +57,7 @@ def test_sweep_prints_one_json_object_whose_counts_add_up(cli, one_of_two):
 def test_sweep_tells_a_person_what_stays_open_and_why(cli, one_of_two):
     """The summary has a line for each reason."""
     result = cli("sweep")
-    assert "linked 1 of 2 open orphans" in result.stdout
+    assert "linked 1 of 2 open events" in result.stdout
     assert "1 unmatched: no delivery has a matching id yet" in result.stdout
 
 
@@ -77,7 +77,7 @@ def test_a_dry_run_writes_nothing(cli, db, one_of_two):
         (("nothing",), 2, "no such command 'nothing'"),
         (("--nothing",), 2, "No such option"),
         (("sweep", "--limit", "0"), 2, "Invalid value for '--limit': 0 is not in the range x>=1."),
-        (("explain", "--message-id", "m-2"), 1, "no open orphan and no delivery has this message id"),
+        (("explain", "--message-id", "m-2"), 1, "no open event and no delivery has this message id"),
         (("dispatch", "--retry", str(uuid.UUID(int=0))), 1, f"no job of event {uuid.UUID(int=0)} is dead or failing"),
         (("dispatch", "--forget", "nothing", "--yes"), 1, "no dispatcher has registered a handler of 'nothing'"),
         (("serve", "--host", "0.0.0.0"), 2, "0.0.0.0 can be reached from other machines"),  # noqa: S104

@@ -83,7 +83,7 @@ def test_it_begins_with_a_verdict_on_the_delivery_and_lists_linked_events_first(
     unreported = factories.delivery(db, "m-2")
     stdout = commands.run_here("explain", unreported).stdout
     assert f"delivery {unreported}: dispatched since" in stdout
-    assert "no event is linked to it, and no open orphan has its message id" in stdout
+    assert "no event is linked to it, and no open event has its message id" in stdout
     [row] = commands.conforming("explain", commands.run_here("explain", unreported, "--json").stdout)
     assert (row["event_id"], row["delivery_id"], row["delivery"]["type"]) == (None, unreported, "dispatched")
 
@@ -128,7 +128,7 @@ def test_a_message_id_finds_its_open_and_its_linked_events(db):
     assert document[0]["delivery_id"] == db.value("SELECT id::text FROM mailglass_deliveries")
     missing = commands.run_unchecked(db, "explain", "--message-id", "m-2")
     assert (missing.returncode, missing.stdout) == (1, "")
-    assert missing.stderr == "mailglass-reconcile: no open orphan and no delivery has this message id\n"
+    assert missing.stderr == "mailglass-reconcile: no open event and no delivery has this message id\n"
     assert commands.run_here("explain").exit_code == 2
 
 

@@ -63,7 +63,7 @@ def test_an_address_of_nobody_leads_to_the_message_id(db):
 def test_an_id_of_nothing_is_one_line(db):
     """The exit code is 1."""
     result = run_unchecked(db, "find", "m-9")
-    assert (result.returncode, result.stdout) == (1, "no delivery and no open orphan has this id\n")
+    assert (result.returncode, result.stdout) == (1, "no delivery and no open event has this id\n")
 
 
 def test_a_mistyped_tenant_is_named(db, sent):

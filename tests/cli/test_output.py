@@ -27,7 +27,7 @@ def test_a_verbose_dry_run_lists_each_event_and_its_delivery_and_writes_nothing(
     assert commands.conforming("sweep", counts)[0]["linked"] == 2
     lines = commands.run_here("sweep", "--dry-run", "--verbose").stdout.splitlines()
     assert sorted(lines[:2]) == sorted(f"{event} -> {delivery}" for event, delivery in pairs.items())
-    assert lines[2].startswith("would link 2 of 3 open orphans")
+    assert lines[2].startswith("would link 2 of 3 open events")
     assert len(commands.run_here("sweep", "--dry-run", "--verbose", "--limit", "1").stdout.splitlines()) == 5
     assert db.count_links() == 0
     assert commands.run_here("sweep", "--verbose").exit_code == 2

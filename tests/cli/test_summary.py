@@ -17,27 +17,27 @@ pytestmark = pytest.mark.version_independent
 @pytest.mark.parametrize(
     ("result", "lines"),
     [
-        (SweepResult(scanned=1, linked=1, duration_ms=7), ["linked 1 of 1 open orphan in 7 ms"]),
+        (SweepResult(scanned=1, linked=1, duration_ms=7), ["linked 1 of 1 open event in 7 ms"]),
         (
             SweepResult(scanned=48_000, linked=10, skipped=47_990, skipped_limit=47_990, duration_ms=1_234),
             [
-                "linked 10 of 48,000 open orphans in 1,234 ms",
+                "linked 10 of 48,000 open events in 1,234 ms",
                 "47,990 more not checked or not linked: sweep again, or without --limit",
             ],
         ),
         (
             SweepResult(scanned=3, unmatched=2, failed=1, remaining=3, status="partial", tenant_id="a\nb"),
             [
-                r"linked 0 of 3 open orphans of tenant 'a\nb' in 0 ms",
+                r"linked 0 of 3 open events of tenant 'a\nb' in 0 ms",
                 "         2 unmatched: no delivery has a matching id yet",
                 "         1 failed: the database refused to read or link them",
-                "this sweep is partial: 3 eligible orphans remain",
+                "this sweep is partial: 3 eligible events remain",
             ],
         ),
         (
             SweepResult(scanned=1, linked=1, publish_failed=2, remaining=None, status="failed", duration_ms=150_000),
             [
-                "linked 1 of 1 open orphan in 2 minutes",
+                "linked 1 of 1 open event in 2 minutes",
                 "2 of 2 broadcasts not sent: check MAILGLASS_REDIS_URL",
                 "this sweep is failed: what remains could not be counted",
             ],
@@ -50,15 +50,15 @@ def test_a_sweep_says_what_it_did_and_alarms_only_if_somebody_has_to_act(result,
 
 
 def test_a_sweep_with_nothing_to_do_says_why(db):
-    assert commands.run_here("sweep").stdout == "nothing to do: there are no open orphans\n"
+    assert commands.run_here("sweep").stdout == "nothing to do: there are no open events\n"
     for number in range(8):
         factories.orphan(db, factories.postmark(number), age_seconds=1)
-    assert commands.run_here("sweep").stdout == "nothing to do yet: 8 orphans are in their 60 s grace period\n"
+    assert commands.run_here("sweep").stdout == "nothing to do yet: 8 events are in their 60 s grace period\n"
     factories.orphan(db, factories.postmark("b"), age_seconds=1, tenant_id="b")
     stdout = commands.run_here("sweep", "--tenant", "b").stdout
-    assert stdout == "nothing to do yet: 1 orphan of tenant 'b' is in its 60 s grace period\n"
+    assert stdout == "nothing to do yet: 1 event of tenant 'b' is in its 60 s grace period\n"
     assert commands.run_here("sweep", "--tenant", "b\x00").stdout.startswith(
-        "nothing to do: there are no open orphans of"
+        "nothing to do: there are no open events of"
     )
     stdout = commands.run_here("sweep", "--provider", "ses", "--yes").stdout
     assert stdout == "nothing to link: no open event is selected\n"

@@ -24,7 +24,7 @@ def test_mailglass_s_events_are_linked_within_seconds(unmigrated, redis_url, tmp
     env = readme.environment(db, urlsplit(redis_url)._replace(path="/8").geturl()) | readme.exports("mailglass")
     readme.run("mailglass", readme.command("mailglass", "migrate").text, env)
     dry = readme.run("mailglass", readme.command("mailglass", "--dry-run").text, env)
-    assert dry.startswith("would link 1 of 1 open orphan")
+    assert dry.startswith("would link 1 of 1 open event")
     worker = readme.command("mailglass", "worker").text.replace("/tmp/", f"{tmp_path}/")  # noqa: S108 - the README's
     with readme.start("mailglass", worker, env, " ready."):
         insert(unmigrated, [], [orphan_row(postmark("m-2"), age_seconds=0)])

@@ -336,14 +336,14 @@ def test_the_status_of_a_tenant_has_nothing_of_all_tenants_but_their_problems(db
     orphan(db, postmark("m-1"), type="bounced")
     reconcile()
     db.run("UPDATE mailglass_reconcile_runs SET linkable_since = now()::timestamp - interval '3 hours', expired = 41")
-    words = ("open for 3 hours", "41 orphans have expired", " for handlers", "last successful full run", "run ended")
+    words = ("open for 3 hours", "41 events have expired", " for handlers", "last successful full run", "run ended")
     of_all = commands.run_unchecked(db, "status").stdout
     assert [word for word in words if word not in of_all] == []
     assert "of all tenants" not in of_all
     of_acme, _, problems = commands.run_unchecked(db, "status", "--tenant", "acme").stdout.partition(
         "of all tenants:\n"
     )
-    assert of_acme.startswith("0 open orphans as of")
+    assert of_acme.startswith("0 open events as of")
     assert [word for word in words if word in of_acme + problems.partition("problem:")[0]] == []
     assert "problem: " in problems
     (document,) = commands.conforming(

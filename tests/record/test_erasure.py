@@ -261,7 +261,7 @@ def test_the_command_counts_and_erases(db):
     """Without a terminal it requires --yes; no output has the address."""
     factories.delivery(db, recipient="ada@example.com")
     dry = commands.run_here("erase", "ada@example.com", "--dry-run")
-    assert dry.output.splitlines()[0] == "would erase the address from 1 delivery, 0 open orphans and 0 raw webhooks"
+    assert dry.output.splitlines()[0] == "would erase the address from 1 delivery, 0 open events and 0 raw webhooks"
     refused = commands.run_here("erase", "ada@example.com")
     assert (refused.exit_code, "--yes" in refused.stderr) == (2, True)
     assert commands.run_here("erase", "ada").exit_code == 2
@@ -288,7 +288,7 @@ def test_the_command_reads_the_address_from_standard_input(db):
 def test_at_a_terminal_the_command_asks(db, answer, code, remaining):
     factories.delivery(db, recipient=ADA)
     output = " ".join(commands.run_on_terminal(db, "erase", ADA, typed=f"{answer}\n", code=code).split())
-    assert "erase the address from 1 delivery, 0 open orphans and 0 raw webhooks? This cannot be undone" in output
+    assert "erase the address from 1 delivery, 0 open events and 0 raw webhooks? This cannot be undone" in output
     assert db.value("SELECT count(*) FROM mailglass_deliveries WHERE recipient = :r", r=ADA) == remaining
 
 

@@ -83,7 +83,7 @@ def test_ten_ranges_are_swept_by_two_workers_and_the_lock_is_held_until_a_minute
     assert all(result["scanned"] == sum(result[state] for state in OUTCOMES) for result in results)
     assert {result["status"] for result in results} == {"ok"}
     assert {name for (name,) in site.db.rows("SELECT DISTINCT name FROM who")} >= {"one", "two"}
-    assert site.count_in_log("cut 50 open orphans into 10 ranges") == 1
+    assert site.count_in_log("cut 50 open events into 10 ranges") == 1
 
 
 def request_as_beat(site) -> str:

@@ -106,7 +106,7 @@ ANSWERS = {
     "waiting": Answer(arrive_first, "still in its grace period"),
     "wrong tenant": Answer(go_astray, "1 open event of tenant globex names its message id"),
     "never reported": Answer(stay_silent, "dispatched N ago, no webhook has arrived"),
-    "never recorded": Answer(know_nothing, "no delivery and no open orphan has this address"),
+    "never recorded": Answer(know_nothing, "no delivery and no open event has this address"),
 }
 
 

@@ -99,7 +99,7 @@ def test_at_info_a_sweep_that_did_something_is_one_readable_line_and_one_that_di
             site.result(site.send())
         site.result(site.call(tenant_id="acme"))
     (line,) = lines_with(site, "swept")
-    assert re.search(r"swept all tenants: linked 2 of 2 open orphans in \d+ ms$", line)
+    assert re.search(r"swept all tenants: linked 2 of 2 open events in \d+ ms$", line)
 
 
 @pytest.mark.slow
@@ -144,7 +144,7 @@ def test_a_hostile_tenant_argument_is_swept_and_neither_a_line_of_its_own_nor_a_
         (SweepResult(scanned=1, linked=1, published=0, publish_failed=2), "2 broadcasts not sent"),
         (
             SweepResult(scanned=1, failed=1, remaining=1, status="partial"),
-            "1 failed; partial, 1 eligible orphan remains",
+            "1 failed; partial, 1 eligible event remains",
         ),
         (SweepResult(scanned=2, unmatched=2), None),
         (SweepResult(), None),

@@ -273,5 +273,5 @@ def test_a_targeted_sweep_of_an_event_that_was_checked_counts_it_once(db):
     assert reconcile().unmatched == 1
     factories.delivery(db, "m-1")
     stdout = commands.run_here("sweep", "--event", event_id, "--yes").stdout
-    assert "linked 1 of 1 open orphan" in stdout
+    assert "linked 1 of 1 open event" in stdout
     assert "skipped" not in stdout

@@ -130,9 +130,9 @@ def describe_removal(tx: Transaction, *, tables: bool = False) -> list[str]:
     waiting, dead = tx.execute(_OUTBOX).one() if "mailglass_handler_outbox" in existing else (0, 0)
     runs = tx.execute(_RUNS).scalar_one() if "mailglass_reconcile_runs" in existing else 0
     lines = [
-        f"will stay unlinked: {pluralize(orphans, 'open orphan')}; waiting jobs of handlers: {waiting:,};"
+        f"will stay unlinked: {pluralize(orphans, 'open event')}; waiting jobs of handlers: {waiting:,};"
         f" dead ones: {dead:,}",
-        f"lost: recipients of {pluralize(recipients, 'open orphan')}, which the ledger does not have;"
+        f"lost: recipients of {pluralize(recipients, 'open event')}, which the ledger does not have;"
         f" a history of {pluralize(runs, 'run')}; every GRANT on our tables",
     ]
     if others := "; ".join(f"REVOKE ALL ON {row.name}" for row in _load_privileges(tx) if not row.is_revoked):

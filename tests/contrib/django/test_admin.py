@@ -253,7 +253,7 @@ def test_a_person_is_erased_by_somebody_who_may_delete_deliveries(db, site, rows
     assert db.value("SELECT count(*) FROM mailglass_deliveries WHERE recipient LIKE '%@erased.invalid'") == 2
     (entry,) = db.rows("SELECT user_id, object_id, object_repr, change_message FROM django_admin_log")
     assert entry[:3] == (1, str(rows["delivery"]), str(rows["delivery"]))
-    assert entry.change_message == "Erased the recipient from 2 deliveries, 0 open orphans and 0 raw webhooks."
+    assert entry.change_message == "Erased the recipient from 2 deliveries, 0 open events and 0 raw webhooks."
 
 
 def save_superuser():

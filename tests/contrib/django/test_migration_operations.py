@@ -88,7 +88,7 @@ def test_zero_says_what_is_lost_and_asks(empty, capsys):
     with pytest.raises(CommandError, match="without a terminal, pass --noinput"):
         call_command("migrate", APP, "zero", verbosity=0)
     assert is_current()
-    assert "will stay unlinked: 0 open orphans" in capsys.readouterr().out
+    assert "will stay unlinked: 0 open events" in capsys.readouterr().out
 
 
 BEAT = """

@@ -33,9 +33,9 @@ def test_a_removal_prints_what_is_pending_lost_and_left(empty_database_url):
         VALUES (gen_random_uuid(), 'audit', gen_random_uuid(), 'opened', now(), now())""")
     pending, lost, stays = runner.describe_removal(database.engine, database.settings)
     open_now = len(database.open_set())
-    assert pending.startswith(f"will stay unlinked: {open_now} open orphan")
+    assert pending.startswith(f"will stay unlinked: {open_now} open event")
     assert "waiting jobs of handlers: 1" in pending
-    assert f"recipients of {open_now} open orphan" in lost
+    assert f"recipients of {open_now} open event" in lost
     assert "recipients included" in stays
     database.remove()
     assert database.values("SELECT count(*) FROM mailglass_deliveries") == [1]
@@ -147,7 +147,7 @@ def test_the_command_asks_before_it_removes(unmigrated, shape, empty_database_ur
     assert (refused.returncode, "pass --yes" in refused.stderr) == (2, True)
     assert database.is_current()
     result = processes.run([*command, "--yes"], environment)
-    assert "will stay unlinked: 0 open orphans" in result.stdout
+    assert "will stay unlinked: 0 open events" in result.stdout
     wrong = processes.run([*COMMAND, "migrate", "--tables"], environment)
     assert (wrong.returncode, "--tables can only be used with --remove" in wrong.stderr) == (2, True)
     assert not database.is_current()
