@@ -23,6 +23,7 @@ from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.python_dependent]
 
+PASSWORD = uuid.uuid4().hex
 STATES = "SELECT tenant_id, recipient, last_event_type FROM mailglass_deliveries ORDER BY inserted_at"
 
 
@@ -111,7 +112,7 @@ def log_in(browser):
     """Log in to the admin, as the README says."""
     browser.get("/admin/login/")
     words = readme.command("django", "createsuperuser").text.split()
-    arguments = {"username": words[words.index("--username") + 1], "password": words[0].partition("=")[2]}
+    arguments = {"username": words[words.index("--username") + 1], "password": PASSWORD}
     token = {"csrfmiddlewaretoken": browser.cookies["csrftoken"]}
     assert "Log out" in browser.post("/admin/login/?next=/admin/", data={**arguments, **token}).text
 
@@ -122,7 +123,8 @@ def test_two_tenants_order_under_asgi_and_each_bounce_reaches_its_own_handler(db
     run(terminal, "manage.py migrate")
     run(terminal, "mailglass sweep")
     run(terminal, "check --deploy")
-    run(terminal, "createsuperuser")
+    superuser = readme.command("django", "createsuperuser").text + " --noinput"  # without a terminal it does not ask
+    readme.run("django", superuser, {**terminal, "DJANGO_SUPERUSER_PASSWORD": PASSWORD})
     site = Site(terminal, port := free_port())
     with ses_api(lambda message_id: site.report_until_recorded("acme", "acme", message_id)) as endpoint:
         serve = readme.command("django", "uvicorn shop").text.replace("8000", str(port))

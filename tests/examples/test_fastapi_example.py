@@ -24,7 +24,7 @@ SELECT lower(recipient), last_event_type, last_event_at::text, terminal, deliver
   FROM mailglass_deliveries WHERE provider_message_id = :id ORDER BY recipient
 """
 BY_TYPE = "SELECT type, count(*) FROM mailglass_events WHERE metadata ->> 'message_id' = :id GROUP BY type"
-LOGIN = tuple(readme.exports("fastapi")["MAILGLASS_WEBHOOK_SECRETS"].removeprefix("postmark=").split(":"))
+LOGIN = readme.login("fastapi")
 OPEN = "SELECT count(*) FROM mailglass_open_orphans"
 RECORDED = "SELECT count(*) FROM mailglass_events WHERE type <> 'dispatched'"
 

@@ -26,7 +26,7 @@ def test_a_send_and_its_webhook_arrive(db, redis_url):
         answer = readme.curl(readme.command("flask", "curl", "/messages").text, base).json()
         readme.trigger("flask", "delivered", base, answer["message_id"], env)
         assert db.rows(STATE) == [("delivered", True)]
-        login = tuple(readme.exports("flask")["MAILGLASS_WEBHOOK_SECRETS"].removeprefix("brevo=").split(":"))
+        login = readme.login("flask")
         wrong = [("brevo", "{}", None), ("brevo", "{", login), ("pigeon", "{}", login), ("mailgun", "{}", login)]
         responses = [httpx.post(f"{base}/webhooks/{name}", content=body, auth=auth) for name, body, auth in wrong]
         assert [response.status_code for response in responses] == [401, 400, 404, 404]

@@ -1,9 +1,11 @@
 """The commands of an example's README, run as a reader pastes them."""
 
+import functools
 import os
 import re
 import shlex
 import sys
+import tempfile
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from processes import COMMAND, Process
 
 SHELL = re.compile(r"[|;&<>$]")
 EXAMPLES = Path(__file__).parents[2] / "examples"
+FILES = tempfile.TemporaryDirectory()
+"""Of the files that a README's commands make, until this process ends."""
 
 
 def commands(example: str) -> list[pages.Command]:
@@ -37,15 +41,26 @@ def environment(db, redis_url: str) -> dict[str, str]:
     return {**variables, "PATH": scripts, "PYTHONPATH": str(EXAMPLES.parent)}
 
 
+@functools.cache
 def exports(example: str) -> dict[str, str]:
-    """Return what the README exports besides the addresses of the servers."""
-    words = [
-        word
-        for command in commands(example)
-        if command.text.startswith("export ")
-        for word in shlex.split(command.text)[1:]
-    ]
-    return dict(word.split("=", 1) for word in words if not word.partition("=")[0].endswith("_URL"))
+    """Return what the README exports besides the addresses of the servers; its files of secrets are made once."""
+    folder = Path(FILES.name, example)
+    folder.mkdir()
+    lines = [command.text for command in commands(example) if re.match(r"echo .* > \S+$|export ", command.text)]
+    names = [name for line in lines if line.startswith("export ") for name in re.findall(r" ([A-Z_]+)=", line)]
+    script = "\n".join([*lines, "env -0"])
+    result = processes.run(["sh", "-ec", script], {"PATH": os.defpath}, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    variables = dict(line.split("=", 1) for line in result.stdout.split("\0") if line)
+    return {name: variables[name].replace("@", f"@{folder}/", 1) if variables[name].startswith("@") else variables[name]
+            for name in names if not name.endswith("_URL")}  # fmt: skip
+
+
+def login(example: str) -> tuple[str, str]:
+    """Return the user and the password of the README's webhook."""
+    line = Path(exports(example)["MAILGLASS_WEBHOOK_SECRETS"].removeprefix("@")).read_text()
+    user, password = line.strip().partition("=")[2].split(":")
+    return user, password
 
 
 def run(example: str, text: str, env: dict[str, str]) -> str:
