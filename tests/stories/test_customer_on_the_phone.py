@@ -67,7 +67,7 @@ def test_the_send_was_never_recorded(db):
     factories.delivery(db, "m-1", recipient="grace@example.com")
     operator = Operator(db)
     operator.search(CUSTOMER)
-    assert "No delivery and no open orphan has this address." in operator.words
+    assert "No delivery and no open event has this address." in operator.words
     assert "its send was not recorded: see record_send" in operator.words
     assert operator.commands == []
 
@@ -83,7 +83,7 @@ def test_no_webhook_has_come_at_all(db):
     operator.search(CUSTOMER)
     operator.follow("deliveries", delivery)
     assert "Dispatched 30 hours ago, no webhook has arrived: check Postmark's log" in operator.words
-    assert "no open orphan names its message" in operator.words
+    assert "no open event names its message" in operator.words
 
 
 def test_an_operator_chooses_between_two_deliveries_by_what_differs(db):

@@ -49,7 +49,7 @@ def test_an_address_leads_to_its_deliveries_and_to_the_events_that_name_their_me
     assert "1 delivery and 1 event" in answer.text
     assert re.search(r"<strong>opened</strong>", answer.text)
     assert re.search(r"arrived <time[^>]+>5 minutes ago</time><br>expires <time[^>]+>in 6 days</time>", answer.text)
-    assert "No delivery and no open orphan of this tenant" in submit(Visitor(app(db)), CANARY, tenant="globex").text
+    assert "No delivery and no open event of this tenant" in submit(Visitor(app(db)), CANARY, tenant="globex").text
 
 
 def test_an_address_is_in_no_response_url_log_or_history(db, planted_rows, caplog):
@@ -92,7 +92,7 @@ def test_input_stays_in_the_field_and_invalid_input_is_explained(db, planted_row
     """A mistyped id, a mistyped tenant and an empty field are tried."""
     visitor = Visitor(app(db))
     text = html.unescape(visitor.get("/find?q=snet").text)
-    assert "No delivery and no open orphan has the id <code>snet</code>" in text
+    assert "No delivery and no open event has the id <code>snet</code>" in text
     assert 'value="snet"' in text
     assert "Did you mean <strong>globex</strong>?" in visitor.get("/find?q=snet&tenant=golbex").text
     for wrong in ("%00", "x" * 513):
