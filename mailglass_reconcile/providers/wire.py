@@ -11,11 +11,11 @@ import datetime as dt
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import NoneType
-from typing import Any
+from typing import Any, TypeVar
 
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.rules.addresses import contains_address
@@ -35,10 +35,12 @@ MAX_TAGS_BYTES = 60_000
 FEW_TAGS = 38
 """Number of tags that always fit: a character takes at most six bytes."""
 
+Value = TypeVar("Value")
+
 
 @dataclass(frozen=True)
 class WebhookRequest:
-    """A received webhook, with the names of its headers in lower case. Its body is parsed once."""
+    """A received webhook, with the names of its headers in lower case. Its body is parsed once, also if that fails."""
 
     body: bytes
     headers: Mapping[str, str]
@@ -46,17 +48,22 @@ class WebhookRequest:
     url: str | None = None
 
     @cached_property
-    def json(self) -> Any:
-        """The value of the body, which must be JSON."""
-        return parse_json(self.body)
+    def _json(self) -> Any:
+        return _value_or_error(parse_json, self.body)
 
     @cached_property
+    def _form(self) -> list[tuple[str, str]] | InvalidWebhookError:
+        return _value_or_error(_parse_form, self.body)
+
+    @property
+    def json(self) -> Any:
+        """The value of the body, which must be JSON."""
+        return _value_or_raise(self._json)
+
+    @property
     def form(self) -> list[tuple[str, str]]:
         """The fields of a URL-encoded form, in order."""
-        if self.body.count(b"&") >= MAX_FIELDS or not self.body.isascii():
-            raise InvalidWebhookError("the body is not a form")
-        pairs = (field.partition(b"=") for field in self.body.split(b"&") if field)
-        return [(_decode_text(name), _decode_text(value)) for name, _, value in pairs]
+        return _value_or_raise(self._form)
 
     def object(self) -> dict[str, Any]:
         """Return the body, which must be a JSON object."""
@@ -68,6 +75,27 @@ class WebhookRequest:
         if not value:
             raise SignatureError(f"the header {name} is missing")
         return value
+
+
+def _value_or_error(parse: Callable[[bytes], Value], body: bytes) -> Value | InvalidWebhookError:
+    """Return the error as a value: a stranger's body is read once for each of a provider's secrets."""
+    try:
+        return parse(body)
+    except InvalidWebhookError as error:
+        return error
+
+
+def _value_or_raise(value: Value | InvalidWebhookError) -> Value:
+    if isinstance(value, InvalidWebhookError):
+        raise InvalidWebhookError(str(value))
+    return value
+
+
+def _parse_form(body: bytes) -> list[tuple[str, str]]:
+    if body.count(b"&") >= MAX_FIELDS or not body.isascii():
+        raise InvalidWebhookError("the body is not a form")
+    pairs = (field.partition(b"=") for field in body.split(b"&") if field)
+    return [(_decode_text(name), _decode_text(value)) for name, _, value in pairs]
 
 
 def _decode_text(text: bytes) -> str:

@@ -8,7 +8,9 @@ from starlette.applications import Starlette
 import commands
 import senders
 from mailglass_reconcile import ConfigurationError
-from mailglass_reconcile.webhooks import receive, webhook_app
+from mailglass_reconcile.providers import wire
+from mailglass_reconcile.receiver.opening import IncomingWebhook
+from mailglass_reconcile.webhooks import SignatureError, receive, webhook_app
 from receivers import first, mount_receiver, post, setting
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from senders import AUTH, KEY
@@ -116,3 +118,22 @@ def test_the_command_does_not_start_without_a_secret(db, redis_url, value, messa
     result = commands.run_forked(db, "receive", "--port", "0", MAILGLASS_WEBHOOK_SECRETS=value)
     assert result.returncode == 1
     assert re.fullmatch(rf"mailglass-reconcile: {message}\n", result.stderr)
+
+
+@pytest.mark.parametrize("provider", ["ses", "mandrill"])
+def test_a_stranger_s_body_that_cannot_be_parsed_is_parsed_once_for_all_secrets(monkeypatch, provider):
+    """A site may have a topic for each customer, and 16 kB are parsed on the event loop."""
+    parsed_bodies = []
+
+    def count(parse):
+        return lambda body: parsed_bodies.append(body) or parse(body)
+
+    for name in ("parse_json", "_parse_form"):
+        monkeypatch.setattr(wire, name, count(getattr(wire, name)))
+    secrets = [f"arn:aws:sns:eu-west-1:123456789012:mail-{number}" for number in range(50)]
+    headers = {"X-Mandrill-Signature": "c2lnbmF0dXJl"}
+    webhook = IncomingWebhook(provider, headers, secrets=secrets, url="https://shop.example/webhooks/mandrill")
+    webhook.add_body(b"%")
+    with pytest.raises(SignatureError):
+        webhook.verify()
+    assert len(parsed_bodies) == 1
