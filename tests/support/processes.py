@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -227,7 +227,7 @@ def start(
     exit_code: int | None = None,
     log: Path | None = None,
     cwd: Path | None = None,
-    forked: bool = True,
+    forked: bool | Forker = True,
     session: bool = False,
     stdin: bool = False,
     files: Mapping[str, int] | None = None,
@@ -242,7 +242,8 @@ def start(
         exit_code: If set, a process that runs at the end of the block gets SIGTERM, and must exit with this code.
         log: A file to which the output is appended, instead of two of its own.
         cwd: By default this process's.
-        forked: True if Python may be forked, which it is unless *environment* sets up the interpreter differently.
+        forked: True if Python may be forked, which it is unless *environment* sets up the interpreter differently;
+            or the process to fork it from.
         session: True if the process gets a session of its own.
         stdin: True if its input is a pipe, for `write_line`; at the end it is closed instead of sending SIGTERM.
         files: Descriptors for `stdin`, `stdout` and `stderr`, instead of /dev/null and temporary files.
@@ -262,7 +263,8 @@ def start(
             pipe = stack.enter_context(os.fdopen(writing, "w"))
         process = Process(output, errors, pipe)
         stack.callback(process.close)
-        execute = _fork if _can_be_forked(arguments, environment, forked=forked) else _execute
+        origin = _find_origin(arguments, environment, forked)
+        execute = partial(_fork, origin) if origin else _execute
         process.begin(execute(arguments, environment, streams, cwd or Path.cwd(), session))
         stack.callback(process.kill)
         if until is not None:
@@ -304,18 +306,31 @@ def _execute(
 
 
 def _fork(
-    arguments: Sequence[str], environment: Mapping[str, str], streams: Mapping[str, int], cwd: Path, session: bool
+    origin: Forker,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    streams: Mapping[str, int],
+    cwd: Path,
+    session: bool,
 ) -> Forked:
     request = {"arguments": arguments, "environment": environment, "directory": str(cwd), "session": session}
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    connection.connect(forker().address)
+    connection.connect(origin.address)
     files = [streams["stdin"], streams["stdout"], streams["stderr"]]
     socket.send_fds(connection, [json.dumps(request).encode()], files)
     return Forked(connection)
 
 
-def _can_be_forked(arguments: Sequence[str], environment: Mapping[str, str], *, forked: bool) -> bool:
-    return forked and arguments[0] in ("-c", "-m") and _interpreter_variables(environment) == forker().variables
+def _find_origin(
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    forked: bool | Forker,
+) -> Forker | None:
+    """Return the process to fork these arguments from, or None if they must be executed."""
+    if not forked or arguments[0] not in ("-c", "-m"):
+        return None
+    origin = forked if isinstance(forked, Forker) else forker()
+    return origin if _interpreter_variables(environment) == origin.variables else None
 
 
 def _size(file: IO[bytes]) -> int:
@@ -345,8 +360,14 @@ class Forker:
         commands: A folder for the start of a shell's PATH, with programs that fork those of `COMMANDS`.
     """
 
-    def __init__(self, python: Path, environment: Mapping[str, str], modules: Sequence[str] = IMPORTED) -> None:
-        """Start an interpreter that imports *modules*, as in `IMPORTED`; it ends with this process."""
+    def __init__(
+        self,
+        python: Path,
+        environment: Mapping[str, str],
+        modules: Sequence[str] = IMPORTED,
+        cwd: Path | None = None,
+    ) -> None:
+        """Start an interpreter in *cwd* that imports *modules*, as in `IMPORTED`; it ends with this process."""
         self._folder = tempfile.TemporaryDirectory(prefix="forker-")
         self.address = f"{self._folder.name}/socket"
         self.variables = _interpreter_variables(environment)
@@ -356,6 +377,7 @@ class Forker:
             self._process = subprocess.Popen(
                 [python, "-c", PROGRAM, str(listener.fileno()), *modules],
                 env={name: value for name, value in environment.items() if name not in FOLLOWED},
+                cwd=cwd,
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,

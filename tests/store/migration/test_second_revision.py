@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import psycopg
@@ -19,11 +19,13 @@ import pytest
 from sqlalchemy.engine import make_url
 
 import mailglass_reconcile
+import processes
 from catalog import Installation, client, installation, lines_of_ours, live, url_of
 from history import ORPHAN, insert_history, new_id, sweep, write_until
 from mailglass_reconcile import record_webhook
 from mailglass_reconcile.store.engines import create_engine
 from mailglass_reconcile.store.migration import runner
+from processes import Process
 from recording import event
 from waiting import wait_until
 
@@ -113,8 +115,9 @@ class NextVersion:
             with (folder / f"alembic/schema/{name}.sql").open("a") as file:
                 file.write(text)
         self.folder = folder
+        self._forker = processes.Forker(Path(sys.executable), os.environ, IMPORTED, folder)
 
-    def start(self, database: Installation, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, database: Installation, *arguments: str) -> AbstractContextManager[Process]:
         """Start a Python with this version on a database."""
         url = database.settings.database_url
         environment = {
@@ -123,17 +126,13 @@ class NextVersion:
             "MAILGLASS_DATABASE_URL": url.get_secret_value() if url else "",
             "MAILGLASS_DATABASE_SCHEMA": database.settings.database_schema,
         }
-        return subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        return processes.start(arguments, environment, cwd=self.folder, forked=self._forker)
 
     def run(self, database: Installation, *arguments: str) -> str:
         """Run it, which must succeed, and return its output."""
-        process = self.start(database, *arguments)
-        output, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, output + errors
-        return output
+        with self.start(database, *arguments) as process:
+            assert process.wait() == 0, process.output
+            return process.stdout
 
     def psql(self, database: Installation, *arguments: str) -> None:
         """Pipe a plan into psql; what stops it is a lock, and the next plan goes on."""
@@ -147,6 +146,11 @@ class NextVersion:
         pytest.fail("psql never got its locks")
 
 
+IMPORTED = (
+    *("alembic.config", "django.core.management", "django.db.backends.postgresql.base", "psycopg"),
+    *("mailglass_reconcile.store.migration.runner", "sqlalchemy.dialects.postgresql.psycopg"),
+)
+"""What the next version's processes import before they are forked."""
 COMMAND, ALEMBIC = ("-m", "mailglass_reconcile", "migrate"), ("-m", "alembic", "upgrade", "head")
 STARTED = {"command": COMMAND, "alembic": ALEMBIC, "django": ("-c", MANAGE)}
 WAYS: dict[str, Callable[[NextVersion, Installation], object]] = {
@@ -288,15 +292,14 @@ def test_a_transaction_that_holds_the_table_delays_a_revision_and_fails_no_write
     """The revision is tried again until it gets its lock within a tenth of a second."""
     database = live(empty_database_url)
     database.migrate()
-    with writers(database) as written:
+    with writers(database) as written, ExitStack() as stack:
         with database.writing(ORPHAN.format(id=new_id(), age="1 minute")):
-            process = next_version.start(database, *COMMAND)
+            process = stack.enter_context(next_version.start(database, *COMMAND))
             before = len(written)
             time.sleep(4)
             assert process.poll() is None
             assert len(written) > before + 50
-        output, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, output + errors
+        assert process.wait() == 0, process.output
     assert next_version.run(database, *COMMAND, "--check") == "at revision 0002\n"
 
 
@@ -308,14 +311,14 @@ def test_an_interrupted_build_of_the_new_index_is_repeated(empty_database_url, n
     with psycopg.connect(url_of(database)) as holder:
         holder.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         holder.execute("SELECT 1")  # a build waits for the end of an older snapshot, the revision does not
-        process = next_version.start(database, *COMMAND)
-        wait_until(lambda: database.values(BUILDING) or process.poll() is not None, 30)
-        database.values(BUILDING.replace("SELECT pid", "SELECT pg_terminate_backend(pid)"))
-        output, errors = process.communicate(timeout=60)
-        assert process.returncode == 1, output + errors
-        assert "\n" not in errors.strip()
-    check = next_version.start(database, *COMMAND, "--check")
-    assert "index mailglass_open_orphans_priority_idx is" in check.communicate(timeout=60)[0]
+        with next_version.start(database, *COMMAND) as process:
+            wait_until(lambda: database.values(BUILDING) or process.poll() is not None, 30)
+            database.values(BUILDING.replace("SELECT pid", "SELECT pg_terminate_backend(pid)"))
+            assert process.wait() == 1, process.output
+            assert "\n" not in process.stderr.strip()
+    with next_version.start(database, *COMMAND, "--check") as check:
+        check.wait()
+        assert "index mailglass_open_orphans_priority_idx is" in check.stdout
     lines = next_version.run(database, *COMMAND)
     assert "mailglass_open_orphans_priority_idx concurrently" in lines
     assert next_version.run(database, *COMMAND, "--check") == "at revision 0002\n"
@@ -325,9 +328,10 @@ def test_an_interrupted_build_of_the_new_index_is_repeated(empty_database_url, n
 def test_each_way_takes_the_lock_of_migrations(empty_database_url, next_version, way):
     """It waits for another migration, also Alembic's own command."""
     database = live(empty_database_url)
-    with psycopg.connect(url_of(database), autocommit=True) as other:
+    with ExitStack() as stack:
+        other = stack.enter_context(psycopg.connect(url_of(database), autocommit=True))
         other.execute("SELECT pg_advisory_lock(hashtext('mailglass_reconcile migrate'))")
-        process = next_version.start(database, *STARTED[way])
+        process = stack.enter_context(next_version.start(database, *STARTED[way]))
         waiting = (  # it asks five times a second
             "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
             " AND (query LIKE '%pg_try_advisory_lock%' OR query = 'COMMIT')"
@@ -336,18 +340,19 @@ def test_each_way_takes_the_lock_of_migrations(empty_database_url, next_version,
         time.sleep(1)
         assert process.poll() is None
         assert not lines_of_ours(database.objects())
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, output + errors
+        other.close()
+        assert process.wait() == 0, process.output
     assert next_version.run(database, *COMMAND, "--check") == "at revision 0002\n"
 
 
 def test_all_ways_at_once_end_well(empty_database_url, next_version):
     """On an empty database, each but the first finds nothing to do."""
     database = installation(empty_database_url)
-    started = [next_version.start(database, *way) for way in (*STARTED.values(), ALEMBIC)]
-    for process in started:
-        output, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, output + errors
+    with ExitStack() as stack:
+        for process in [
+            stack.enter_context(next_version.start(database, *way)) for way in (*STARTED.values(), ALEMBIC)
+        ]:
+            assert process.wait() == 0, process.output
     assert next_version.run(database, *COMMAND, "--check") == "at revision 0002\n"
 
 
