@@ -80,9 +80,8 @@ class RemovableObject(NamedTuple):
 
 def find_objects(tx: Transaction) -> list[RemovableObject]:
     """Return the objects that a removal drops."""
-    removed_steps = [
-        step for step in script.steps() if step.only_on != script.MADE_HERE or step.name in schema.RETENTION
-    ]
+    ours = {*schema.INDEXES, *schema.RETENTION}
+    removed_steps = [step for step in script.steps() if step.only_on != script.MADE_HERE or step.name in ours]
     parameters = {
         "schema": tx.schema,
         "tables": array_literal([*schema.TABLES, *EARLIER_TABLES, schema.VERSION_TABLE]),

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 import processes
-from catalog import client, installation, live, url_of
+from catalog import client, installation, lines_of_ours, live, url_of
 from history import insert_history
 from mailglass_reconcile.errors import DatabaseRefusedError, LedgerImmutableError
 from mailglass_reconcile.store.migration import runner
@@ -40,6 +40,21 @@ def test_a_removal_prints_what_is_pending_lost_and_left(empty_database_url):
     database.remove()
     assert database.values("SELECT count(*) FROM mailglass_deliveries") == [1]
     assert stays.endswith("`mailglass-reconcile migrate --remove --tables`")
+
+
+def test_a_removal_leaves_nothing_of_ours_on_the_tables_that_migrate_made(empty_database_url):
+    """The indexes that stay are Mailglass's; the next migration makes ours again."""
+    database = installation(empty_database_url)
+    database.migrate()
+    insert_history(database)
+    rows = database.rows()
+    assert any("deliveries_tenant_inserted_idx" in line for line in lines_of_ours(database.objects()))
+    database.remove()
+    assert lines_of_ours(database.objects()) == set()
+    assert database.rows() == rows
+    assert database.remove()[1:] == ["nothing to do: there is nothing to remove"]
+    database.migrate()
+    assert database.is_current()
 
 
 @pytest.mark.parametrize("first", [False, True])
