@@ -67,7 +67,7 @@ class ReadOnlyMixin:
 
 
 class LargeTableAdmin(ReadOnlyMixin, admin.ModelAdmin):
-    """A list of the newest rows, with an exact search."""
+    """A list of the first rows in an order that has an index, with an exact search."""
 
     actions: Any = None
     list_per_page = 50
@@ -104,8 +104,8 @@ class LargeTableAdmin(ReadOnlyMixin, admin.ModelAdmin):
         """Return True for our filters only, because with others an e-mail address could be guessed."""
         return lookup in {list_filter.parameter_name for list_filter in self.list_filter}
 
-    def newest(self) -> Any:
-        """Return the newest rows, at most `LIMIT`, along an index."""
+    def first_rows(self) -> Any:
+        """Return the first rows of the list, at most `LIMIT`, along an index."""
         return self.model.objects.order_by(*self.ordering)[:LIMIT]
 
     def history_view(self, request: Any, object_id: str, extra_context: Any = None) -> Any:
@@ -113,8 +113,8 @@ class LargeTableAdmin(ReadOnlyMixin, admin.ModelAdmin):
         raise Http404
 
 
-class NewestRowsFilter(admin.SimpleListFilter):
-    """A filter of the newest rows that a list shows, or of the results of a search."""
+class FirstRowsFilter(admin.SimpleListFilter):
+    """A filter of the first rows that a list shows, or of the results of a search."""
 
     def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:
         return [(name, name) for name in self.names()]
@@ -127,7 +127,7 @@ class NewestRowsFilter(admin.SimpleListFilter):
         if value is None:
             return queryset
         if not request.GET.get("q", "").strip():
-            queryset = queryset.filter(pk__in=self._admin.newest().values("pk"))
+            queryset = queryset.filter(pk__in=self._admin.first_rows().values("pk"))
         return self.apply(queryset, value)
 
     def apply(self, queryset: Any, value: str) -> Any:
@@ -139,7 +139,7 @@ class NewestRowsFilter(admin.SimpleListFilter):
         super().__init__(request, params, model, model_admin)
 
 
-class LastEventFilter(NewestRowsFilter):
+class LastEventFilter(FirstRowsFilter):
     """Filters deliveries by their last event."""
 
     title, parameter_name = "last event", "last"
@@ -151,7 +151,7 @@ class LastEventFilter(NewestRowsFilter):
         return queryset.filter(last_event_type=value)
 
 
-class StateFilter(NewestRowsFilter):
+class StateFilter(FirstRowsFilter):
     """Filters open orphans by their stored state."""
 
     title, parameter_name = "state", "is"
@@ -165,7 +165,7 @@ class StateFilter(NewestRowsFilter):
 
 @admin.register(Delivery)
 class DeliveryAdmin(LargeTableAdmin):
-    """The newest deliveries."""
+    """Deliveries by id, the greatest first: the newest, where ids are UUIDv7."""
 
     list_display = ("id", "recipient", "last_event_type", "last_event_at", "sent_by", "tenant_id", "mailable")
     list_filter = (LastEventFilter,)
@@ -278,7 +278,7 @@ class DeliveryAdmin(LargeTableAdmin):
 
 @admin.register(Event)
 class EventAdmin(LargeTableAdmin):
-    """The newest events."""
+    """Events by id, the greatest first: the newest, where ids are UUIDv7."""
 
     list_display = ("id", "type", "occurred_at", "delivery_id", "tenant_id", "needs_reconciliation")
     ordering = ("-id",)
