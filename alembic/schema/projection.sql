@@ -20,8 +20,8 @@ CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_project_v1(
 RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-  -- From the least to the most that a type says of a delivery. What the sending side reports is below what a provider does;
-  -- any other type moves nothing.
+  -- From the least to the most that a type says of a delivery. What the sending side reports is below what a provider
+  -- does; any other type moves nothing.
   known CONSTANT text[] := '{{event_types}}';
   sender_types CONSTANT integer := {sender_types};
   final CONSTANT text[] := '{{final_types}}';
@@ -36,7 +36,8 @@ BEGIN
   ), summary AS (
     SELECT delivery_id,
            (array_agg(standing ORDER BY standing > sender_types DESC, occurred_at DESC, standing DESC))[1] AS standing,
-           (array_agg(occurred_at ORDER BY standing > sender_types DESC, occurred_at DESC, standing DESC))[1] AS occurred_at,
+           (array_agg(occurred_at ORDER BY standing > sender_types DESC, occurred_at DESC, standing DESC))[1]
+             AS occurred_at,
            min(occurred_at) FILTER (WHERE type = 'dispatched') AS dispatched_at,
            min(occurred_at) FILTER (WHERE type = 'delivered') AS delivered_at,
            min(occurred_at) FILTER (WHERE type = 'bounced') AS bounced_at,
@@ -46,7 +47,8 @@ BEGIN
       FROM report GROUP BY delivery_id
   -- Whether it is newer than what the row points to.
   ), compared AS (
-    SELECT s.*, (standing > sender_types, occurred_at, standing) > (held_standing > sender_types, last_event_at, held_standing) AS newer
+    SELECT s.*, (standing > sender_types, occurred_at, standing)
+                > (held_standing > sender_types, last_event_at, held_standing) AS newer
       FROM summary AS s
      CROSS JOIN LATERAL (SELECT last_event_at, coalesce(array_position(known, last_event_type), 0) AS held_standing
                            FROM {schema}.mailglass_deliveries WHERE id = s.delivery_id OFFSET 0) AS d

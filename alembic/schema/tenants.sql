@@ -1,9 +1,10 @@
 -- The tenants of each table, and their providers.
 
 -- step: function mailglass_reconcile_tenants_of_deliveries_v1
--- The tenants of a table from a name on, in the order of their names: each is found by one probe of an index, where a DISTINCT would
--- read every row. Without settings, because the planner then puts the query in the place of the call: a LIMIT of the
--- caller's ends the walk. So they name Postgres's operators with pg_catalog, whatever the search_path of their caller.
+-- The tenants of a table from a name on, in the order of their names: each is found by one probe of an index, where a
+-- DISTINCT would read every row. Without settings, because the planner then puts the query in the place of the call: a
+-- LIMIT of the caller's ends the walk. So they name Postgres's operators with pg_catalog, whatever the search_path of
+-- their caller.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_tenants_of_deliveries_v1(from_tenant text)
 RETURNS TABLE (tenant_id text) LANGUAGE sql STABLE AS $$
 WITH RECURSIVE tenants (tenant_id) AS (
