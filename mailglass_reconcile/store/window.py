@@ -41,8 +41,8 @@ PROBE_US, SCAN_US, PAGE_US = 5.0, 0.5, 10.0
 NAMED_GROUPS = 500
 """With more tenants, small groups are added up under no name, so that memory stays bounded."""
 
-FIRST, CHECKED, REFUSED = 0, 1, 2
-"""The parts of what is matched, in their order."""
+FIRST = 0
+"""The part that is matched first; 1 is what was checked before, and 2 what was refused."""
 
 _WINDOW = """
 SELECT w.after::text, w.until::text,
