@@ -53,6 +53,7 @@ class Authentication(NamedTuple):
             provider has the key.
         max_age_seconds: Greatest age of a signed request; None is any age, because no time is signed, or because the
             provider repeats a webhook with its first time.
+        signs_url: True if the webhook's public URL is needed to verify it.
     """
 
     signature: Signature
@@ -61,6 +62,7 @@ class Authentication(NamedTuple):
     validate_secret: Callable[[str], object] | None = None
     sign: Callable[[bytes, str, float, str | None], SignedRequest] | None = None
     max_age_seconds: int | None = None
+    signs_url: bool = False
 
 
 class Signature(Enum):

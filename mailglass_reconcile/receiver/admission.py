@@ -38,6 +38,10 @@ class MethodNotAllowedError(Exception):
     """The request has another method than a webhook."""
 
 
+class ForeignHostError(Exception):
+    """The request's header `Host` names none of the application's hosts."""
+
+
 class BodyTimeoutError(Exception):
     """The body did not arrive in time."""
 

@@ -18,6 +18,7 @@ from mailglass_reconcile.providers.certificates import UnavailableError
 from mailglass_reconcile.receiver.admission import (
     BodyTimeoutError,
     ClientDisconnectedError,
+    ForeignHostError,
     MethodNotAllowedError,
     OverloadedError,
 )
@@ -94,6 +95,9 @@ def refusal(provider: str, error: Exception) -> Refusal:
         case MethodNotAllowedError():
             log(logging.WARNING, "its method is not POST")
             answer = Refusal(405, "only POST is answered here", {"allow": "GET, HEAD, POST"})
+        case ForeignHostError():
+            log(logging.WARNING, "its header Host names none of the allowed hosts")
+            answer = Refusal(400, "no webhook is received for this host")
         case BodyTimeoutError():
             log(logging.WARNING, "its body did not arrive in time")
             answer = Refusal(408 if retry_status == 503 else retry_status, "the body did not arrive in time")

@@ -30,6 +30,7 @@ BASIC = {"www-authenticate": 'Basic realm="webhooks"'}
         (admission.BodyTimeoutError(), 408, 408, 429),
         (admission.ClientDisconnectedError(), 400, 400, 400),
         (admission.MethodNotAllowedError(), 405, 405, 405),
+        (admission.ForeignHostError(), 400, 400, 400),
         (RuntimeError("c4n4ry"), 503, 503, 429),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",

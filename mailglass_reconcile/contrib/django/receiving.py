@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest, HttpResponse, UnreadablePostError
 
 from mailglass_reconcile.contrib.django import database, project, signals
 from mailglass_reconcile.contrib.django.views import WebhookView
 from mailglass_reconcile.errors import UnknownProviderError
 from mailglass_reconcile.providers import registry
-from mailglass_reconcile.receiver.admission import ClientDisconnectedError
+from mailglass_reconcile.receiver.admission import ClientDisconnectedError, ForeignHostError
 from mailglass_reconcile.receiver.log import log_recorded
 from mailglass_reconcile.receiver.opening import IncomingWebhook, public_url, require_method
 from mailglass_reconcile.receiver.refusals import refusal
@@ -28,7 +29,9 @@ def respond(view: WebhookView, request: HttpRequest, provider: str, unread: Sequ
             raise UnknownProviderError("its URL has a parameter, and webhook_view no function tenant= that reads it")
         return _respond(view, request, provider)
     except Exception as error:
-        status, text, headers = refusal(provider, error)
+        # An application's functions read the Host, too.
+        cause = ForeignHostError() if isinstance(error, DisallowedHost) else error
+        status, text, headers = refusal(provider, cause)
         return _make_response(status, text, **headers)
 
 
@@ -67,9 +70,11 @@ def _find_tenant(view: WebhookView, request: HttpRequest) -> str:
     return validation.configured_tenant("the tenant of webhook_view", tenant)
 
 
-def _public_url(view: WebhookView, request: HttpRequest, provider: str) -> str:
+def _public_url(view: WebhookView, request: HttpRequest, provider: str) -> str | None:
     base = view.url(request) if callable(view.url) else view.url
-    return public_url(provider, base, query=request.META.get("QUERY_STRING", "")) or request.build_absolute_uri()
+    url = public_url(provider, base, query=request.META.get("QUERY_STRING", ""))
+    needs_url = registry.get_provider(provider).authentication.signs_url
+    return url or (request.build_absolute_uri() if needs_url else None)  # raises DisallowedHost
 
 
 def _group(

@@ -105,7 +105,12 @@ PROVIDER = Provider(
         dashboard="Settings, Webhooks. The key is shown after the webhook is saved.",
     ),
     authentication=Authentication(
-        Signature.IN_BODY, "HMAC-SHA1 over address and form", _verify, signatures.validate_key, _sign
+        Signature.IN_BODY,
+        "HMAC-SHA1 over address and form",
+        _verify,
+        signatures.validate_key,
+        _sign,
+        signs_url=True,
     ),
     elements=_elements,
     batch=list,

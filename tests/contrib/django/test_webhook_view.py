@@ -113,6 +113,23 @@ def test_the_address_that_mandrill_signs_may_depend_on_the_request(db, app, anym
             assert Client(raise_request_exception=False).post(**request).status_code == status, (url, base)
 
 
+@pytest.mark.parametrize(("provider", "status"), [("postmark", 200), ("mandrill", 400)])
+def test_only_a_provider_that_signs_its_address_is_refused_for_a_foreign_host(
+    db, app, anymail_settings, caplog, provider, status
+):
+    """A scanner can send any; the warning is not an error of ours, and Django itself answers it with 400."""
+    view = webhook_view(tenant="acme", secrets={"postmark": "me:acme", "mandrill": senders.secret_of("mandrill")})
+    with mount(re_path(ROUTE, view)):
+        assert post(f"/webhooks/{provider}", host="scanner.invalid") == status
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * (status == 400)
+
+
+def test_a_tenant_of_the_host_refuses_a_foreign_host_as_django_does(db, app, anymail_settings, caplog):
+    with mount(re_path(ROUTE, webhook_view(tenant=of_host, secrets=SECRETS))):
+        assert post("/webhooks/postmark", host="scanner.invalid") == 400
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
 OURS = "mailglass_reconcile.contrib.django.urls"
 UNREAD = {
     "included": lambda: path("t/<slug:tenant>/webhooks/", include(OURS)),
