@@ -124,6 +124,13 @@ class AdmissionControl:
         _raise_if_evicted(body)
         return result
 
+    async def wait_turn(self, body: IncomingBody, awaited: Awaitable[Result]) -> Result:
+        """Return the result of a complete body's *awaited*; raise `OverloadedError` after `TURN_SECONDS`."""
+        try:
+            return await self.wait(body, TURN_SECONDS, awaited)
+        except TimeoutError:
+            raise OverloadedError from None
+
     async def _read_pieces(self, body: IncomingBody, receive: Receive, limit: int) -> bytes:
         content, more = bytearray(), True
         while more:

@@ -17,7 +17,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import UnknownProviderError, database_errors
 from mailglass_reconcile.providers import registry, sns
 from mailglass_reconcile.providers.signatures import Signature, has_bearer
-from mailglass_reconcile.receiver import admission, secret_store
+from mailglass_reconcile.receiver import secret_store
 from mailglass_reconcile.receiver.admission import (
     AdmissionControl,
     IncomingBody,
@@ -176,7 +176,7 @@ class Receiver:
             webhook.add_body(await self._admission.read(body, incoming, webhook.record.max_bytes))
             if webhook.record.service:
                 fetched = _run_in_thread(self._waiting_threads, webhook.await_certificate, self._engine)
-                await self._admission.wait(body, admission.TURN_SECONDS, fetched)
+                await self._admission.wait_turn(body, fetched)
             opened = await self._verify_and_read(body, webhook)
             if opened.answer is not None:
                 return Response(200, opened.answer, content_type="application/json")
@@ -207,10 +207,7 @@ class Receiver:
             webhook.verify()
             self._admission.mark_verified(body)
         result = self._verifier.run(body.provider, body.size, verified=body.verified, job=webhook.open)
-        try:
-            opened = await self._admission.wait(body, admission.TURN_SECONDS, result)
-        except TimeoutError:
-            raise OverloadedError from None
+        opened = await self._admission.wait_turn(body, result)
         if not body.verified:
             self._admission.mark_verified(body)
         return opened

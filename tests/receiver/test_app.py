@@ -2,11 +2,13 @@
 
 import json
 import logging
+import threading
 
 import pytest
 
 import senders
 from mailglass_reconcile import Sent, broadcast, record_send
+from mailglass_reconcile.receiver import admission
 from mailglass_reconcile.rules import log_throttle
 from receivers import first, mount_receiver, now, post
 from receivers import published as _published  # noqa: F401 - a fixture of every test
@@ -98,3 +100,19 @@ def test_refused_requests_are_one_warning_for_each_cause_and_minute(db, caplog, 
         ("mailgun", "refused"): 3,
         ("unknown", "refused"): 3,
     }
+
+
+def test_a_wait_for_a_certificate_that_is_too_long_is_a_warning(db, caplog, monkeypatch):
+    """Strangers can fill the threads that wait, as they can fill the queue of the verification."""
+    monkeypatch.setattr(admission, "TURN_SECONDS", 0.1)
+    shop = mount_receiver()
+    end, threads = threading.Event(), shop.routes[0].app._waiting_threads
+    try:
+        for _ in range(threads._max_workers):
+            threads.submit(end.wait)
+        assert post(shop, "/webhooks/ses", first("ses"))[0].status_code == 503
+    finally:
+        end.set()
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "a webhook of ses was refused: too many webhooks are in flight")
+    ]
