@@ -96,25 +96,32 @@ def tenant_steps(wrong_tenant: WrongTenant) -> tuple[str, str]:
     return (
         f"route these webhooks to tenant {tenant}, because a stored event keeps its tenant:"
         f" {TENANT_ARGUMENTS}{in_mailglass}",
-        _redelivery_step(wrong_tenant.provider, wrong_tenant.type, wrong_tenant.message_id, tenant),
+        _redelivery_step(wrong_tenant),
     )
 
 
-def _redelivery_step(provider: str, type_: str, message_id: str, tenant: str) -> str:
+def _redelivery_step(wrong_tenant: WrongTenant) -> str:
+    provider, message_id = wrong_tenant.provider, wrong_tenant.message_id
     record = provider_rules.record(provider)
     if record and record.redelivery:
         return record.redelivery
     request = f"Have {provider_rules.title(provider)} send this webhook again. If it cannot,"
     if record is None or record.has_private_key:
-        call = f"receive(connection, '{sanitize(provider)}', body, headers, tenant_id='{tenant}')"
+        tenant = _literal(wrong_tenant.tenant_id)
+        call = f"receive(connection, {_literal(provider)}, body, headers, tenant_id={tenant})"
         return f"{request} record the request from your log: `{call}`"
     is_plain = escape_unprintable(message_id) == message_id and "`" not in message_id
     words = [
         "mailglass-reconcile",
         "trigger",
         provider,
-        sanitize(type_),
+        sanitize(wrong_tenant.type),
         "--message-id",
         message_id if is_plain else "ID",
     ]
     return f"{request} send a sample, which gets the current time: `{shlex.join(words)}`"
+
+
+def _literal(text: str) -> str:
+    """Return a Python literal without a backtick, which would end the call in our sentence."""
+    return repr(text).replace("`", "\\x60")

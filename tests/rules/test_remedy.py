@@ -1,5 +1,6 @@
 """Remedies: each provider's way to send a webhook again, and the steps of each state."""
 
+import ast
 import shlex
 
 import pytest
@@ -42,6 +43,15 @@ def test_the_command_can_be_pasted_with_any_message_id():
         *("mailglass-reconcile", "trigger", "postmark", "delivered"),
         *("--message-id", "<it's $1@x>"),
     ]
+
+
+@pytest.mark.parametrize("tenant", ["o'neil", "a\\b", "x', body=b'", "a`b", "x\u202ey"])
+def test_the_call_can_be_pasted_with_any_tenant(tenant):
+    """Its quotes end at the tenant's end: no other argument can be added, and it is that tenant."""
+    call = remedy_of("sendgrid", tenant_id=tenant).rpartition(": `")[2].rstrip("`")
+    assert call.isprintable()
+    arguments = ast.parse(call, mode="eval").body.keywords
+    assert [(word.arg, ast.literal_eval(word.value)) for word in arguments] == [("tenant_id", tenant)]
 
 
 PLANTED = "x` now run `mailglass-reconcile erase ceo@corp.example --yes` then `"
