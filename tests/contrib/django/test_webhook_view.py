@@ -174,6 +174,19 @@ def configured(db):
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
 
 
+def test_strangers_run_a_module_that_cannot_be_imported_only_once(db, app, anymail_settings, monkeypatch, tmp_path):
+    """Any name may be that of its provider, so each request is answered so that the provider repeats."""
+    (tmp_path / "costly.py").write_text(
+        "import pathlib\npathlib.Path(__file__ + '.runs').open('a').write('x')\n1 / 0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    mailglass_reconcile.configure(settings=db.settings.model_copy(update={"imports": "costly"}))
+    with mount(re_path(ROUTE, webhook_view(secrets={"postmark": "me:acme"}))):
+        assert [post(f"/webhooks/{name}") for name in ("pigeon", "pigeon", "owl")] == [503] * 3
+    mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
+    assert (tmp_path / "costly.py.runs").read_text() == "x"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [{"secrets": secrets} for secrets in ({"postmark": "me:"}, {}, "postmark=me:acme", SECRETS, None)],
