@@ -19,8 +19,9 @@ def scrape(results: Mapping[tuple[str, str], int]) -> bytes:
 def families(results: Mapping[tuple[str, str], int]) -> Iterator[Metric]:
     """Yield each metric."""
     help_ = (
-        "Webhooks of providers with a secret: `received` (answered with 200), `refused` (wrong signature, a body that"
-        " cannot be read), `failed` (the provider was asked to send it again)"
+        "POST requests by provider, `unknown` for any other name: `received` (answered with 200), `refused` (wrong"
+        " signature, a body that cannot be read, 404 without a secret), `failed` (the provider was asked to send it"
+        " again)"
     )
     yield exposition.make_counter("webhooks", help_, ("provider", "result"), sorted(results.items()))
     help_ = "Events of a known type with neither a message id nor a recipient: the provider has changed its format"

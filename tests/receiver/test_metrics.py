@@ -91,6 +91,7 @@ def test_prometheus_reads_the_counters(db, monkeypatch):
         ("mailglass_reconcile_webhooks", "counter", 3),
         ("mailglass_reconcile_webhook_format_warnings", "counter", 2),
     ]
+    assert "404" in families[0].documentation, "also webhooks without a secret, and of unknown names, are counted"
     assert [family.name.removeprefix("mailglass_reconcile_") for family in families[2:]] == [
         "recording_failures",
         "messages",
