@@ -88,7 +88,7 @@ def test_another_tenants_id_in_ones_own_webhook_links_nothing_is_counted_and_war
     assert db.witness.messages() == []
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warnings) == 1
-    assert f"{len(pairs)} orphans match only another tenant's deliveries" in warnings[0]
+    assert f"{len(pairs)} events match only another tenant's deliveries" in warnings[0]
     assert db.value("SELECT max(lock_version) FROM mailglass_deliveries") == 1
 
 
