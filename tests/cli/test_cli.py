@@ -166,7 +166,7 @@ def test_explain_says_the_ids_tried_the_deliveries_named_and_why(cli, one_of_two
     linkable, unmatched = one_of_two
     document = json.loads(cli("explain", linkable, "--json").stdout)
     assert document["state"] == "matched"
-    assert document["named"][0]["candidate_id"] in document["candidate_ids"]
+    assert document["candidates"][0]["candidate_id"] in document["candidate_ids"]
     assert "no delivery has a matching id yet" in cli("explain", unmatched).stdout
     cli("sweep")
     assert json.loads(cli("explain", linkable, "--json").stdout)["state"] == "linked"

@@ -194,7 +194,7 @@ def test_log_and_summary_begin_on_lines_of_their_own(db):
     code, written = Terminal(db, "sweep").ends()
     output = [line for line in lines(written) if line.strip()]
     assert any(line.startswith("sweeping") for line in output)
-    assert any(line.startswith("WARNING: 1 orphan matches only another tenant's") for line in output), output
+    assert any(line.startswith("WARNING: 1 event matches only another tenant's") for line in output), output
     assert any(line.startswith("linked 0 of 1 open event") for line in output)
     assert code == 0
 

@@ -120,7 +120,7 @@ def prune_deliveries(tx: Transaction) -> None:
 
 
 READERS = {
-    "walk over tenants": (lambda tx: tx.execute(tenant_suggestions._OF_DELIVERIES, {"size": 1_000}), {INDEX}, TENANTS),
+    "walk over tenants": (lambda tx: tx.execute(tenant_suggestions._TENANTS, {"size": 1_000}), {INDEX}, 2 * TENANTS),
     "is a tenant there": (lambda tx: tx.execute(tenant_suggestions._IS_THERE, {"tenant_id": "tenant-100"}), {INDEX}, 1),
     "reports": (reports.load_reports, {INDEX}, 15_000),
     "status and metrics": (lambda tx: checks.run_fast(CheckContext(tx)), {INDEX}, 16_000),

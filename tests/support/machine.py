@@ -15,7 +15,9 @@ import processes
 from mailglass_reconcile.testing.servers import free_port
 from processes import Condition, Process
 
-IGNORED = shutil.ignore_patterns(".git", ".venv*", "__pycache__", ".*_cache", ".hypothesis", "tests", "docs", "bench")
+IGNORED = shutil.ignore_patterns(
+    ".git", ".venv*", ".nox", "__pycache__", ".*_cache", ".hypothesis", "tests", "docs", "bench"
+)
 URL = "postgresql://localhost/app"
 DJANGO = '"NAME": "app", "HOST": "localhost"'
 DOCKER = """#!/usr/bin/env bash

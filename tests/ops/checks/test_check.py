@@ -213,6 +213,7 @@ def test_a_schema_that_is_outdated_newer_or_missing(db: Database) -> None:
 @pytest.mark.parametrize("index", ["mailglass_deliveries_reconcile_idx", "mailglass_open_orphans_arrival_idx"])
 def test_an_index_that_an_interrupted_build_left(db: Database, index: str) -> None:
     """The indexes are one on Mailglass's table and one on ours."""
+    mailglass_reconcile.reconcile()
     before = db.value("SELECT pg_get_indexdef(to_regclass(:index))", index=index)
     db.run("UPDATE pg_index SET indisvalid = false WHERE indexrelid = to_regclass(:index)", index=index)
     finding = worst_finding("indexes")
