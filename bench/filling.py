@@ -39,8 +39,7 @@ SELECT CASE %(layout)s WHEN 'in order'
             ELSE jsonb_build_object('provider', 'sendgrid', 'provider_event_id', 'x' || i || k, 'event', 'delivered',
                    'sg_message_id', left(translate(encode(sha256((%(seed)s
                      || CASE %(kind)s WHEN 'm' THEN 's' ELSE %(kind)s END || n)::bytea), 'base64'), '+/', '-_'), 22)
-                     || '.filter0361p1las1-11880-5978131E-23.0') END
-         || CASE WHEN %(padding)s = 0 THEN '{}'::jsonb ELSE jsonb_build_object('blob', repeat('x', %(padding)s)) END,
+                     || '.filter0361p1las1-11880-5978131E-23.0') END,
        true, now()::timestamp - interval '40 minutes'
              + CASE %(layout)s WHEN 'tied' THEN (i * 10 / (%(messages)s + 1)) * interval '100 seconds'
                     WHEN 'in order' THEN (2 * i + k) * (interval '500 seconds' / greatest(%(messages)s, 1))
@@ -66,7 +65,6 @@ def fill(
     kind: str = "m",
     tenants: str = "tenant",
     ids: int = 0,
-    padding: int = 0,
     layout: Layout = "spread",
 ) -> None:
     """Insert deliveries, and two orphans for each of *messages*; then vacuum.
@@ -79,12 +77,11 @@ def fill(
         kind: `m`, or another letter for ids that no delivery has.
         tenants: The orphans' tenants are this name and a digit; deliveries belong to `tenant`.
         ids: If not 0, all orphans are of so many ids.
-        padding: Characters of further metadata in each orphan.
         layout: How the orphans lie.
     """
     with psycopg.connect(url, autocommit=True) as connection, psycopg.ClientCursor(connection) as cursor:
         cursor.execute("SET TIME ZONE 'UTC'")
         cursor.execute(DELIVERIES, {"seed": SEED, "deliveries": deliveries, "copies": copies})
-        orphans = {"messages": messages, "kind": kind, "tenants": tenants, "ids": ids, "padding": padding}
+        orphans = {"messages": messages, "kind": kind, "tenants": tenants, "ids": ids}
         cursor.execute(ORPHANS, {**orphans, "seed": SEED, "layout": layout})
         connection.execute("VACUUM ANALYZE")
