@@ -2,10 +2,6 @@
 
 import json
 import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -22,6 +18,7 @@ import shapes
 from machine import Machine, Reader, normalize_output
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
+from ses_api import ses_api
 from waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -86,30 +83,6 @@ def test_flask_with_mailgun_and_two_tenants(reader, empty_database_url):
     ]
 
 
-@contextmanager
-def ses_api(message_id: str) -> Iterator[str]:
-    """Run a server that accepts every send like Amazon's API, under one id, and yield its URL."""
-
-    class Accepting(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            body = json.dumps({"MessageId": message_id}).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Accepting) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 @pytest.mark.every_version
 @pytest.mark.python_dependent
 def test_django_with_anymail_ses_and_celery_beat(reader, empty_database_url, tmp_path):
@@ -125,7 +98,7 @@ def test_django_with_anymail_ses_and_celery_beat(reader, empty_database_url, tmp
     )
     (tmp_path / "sitecustomize.py").write_text("import canned_certificates")
     bounce = senders.load_payloads("ses")[0]
-    with ses_api(bounce.message_id) as endpoint:
+    with ses_api(lambda: bounce.message_id) as endpoint:
         reader.environment |= {
             "AWS_ENDPOINT_URL": endpoint,
             "AWS_ACCESS_KEY_ID": "key",

@@ -5,11 +5,7 @@ Only AWS is not there: one server accepts sends like its API, and the certificat
 
 import json
 import os
-import threading
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -19,6 +15,7 @@ import processes
 import readme
 import senders
 from mailglass_reconcile.testing.servers import free_port
+from ses_api import ses_api
 from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.python_dependent]
@@ -45,35 +42,6 @@ def terminal(db, redis_url, tmp_path):
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "key",
     }
-
-
-@contextmanager
-def ses_api(accepted: Callable[[str], None]) -> Iterator[str]:
-    """Run a server that accepts each send like Amazon's API, and yield its URL.
-
-    *accepted* is called with the message's id before the answer, as SES may report before the order is committed.
-    """
-
-    class Accepting(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            message_id = str(uuid.uuid4())
-            accepted(message_id)
-            body = json.dumps({"MessageId": message_id}).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Accepting) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 class Site:
@@ -126,7 +94,13 @@ def test_two_tenants_order_under_asgi_and_each_bounce_reaches_its_own_handler(db
     superuser = readme.command("django", "createsuperuser").text + " --noinput"  # without a terminal it does not ask
     readme.run("django", superuser, {**terminal, "DJANGO_SUPERUSER_PASSWORD": PASSWORD})
     site = Site(terminal, port := free_port())
-    with ses_api(lambda message_id: site.report_until_recorded("acme", "acme", message_id)) as endpoint:
+
+    def accept() -> str:
+        message_id = str(uuid.uuid4())
+        site.report_until_recorded("acme", "acme", message_id)
+        return message_id
+
+    with ses_api(accept) as endpoint:
         serve = readme.command("django", "uvicorn shop").text.replace("8000", str(port))
         environment = {**terminal, "AWS_ENDPOINT_URL": endpoint}
         work = readme.command("django", "celery -A").text

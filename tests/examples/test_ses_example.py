@@ -1,11 +1,8 @@
 """`examples/ses`, with a server that answers as SES does, and notifications that are signed as SNS signs."""
 
 import importlib.util
-import json
 import re
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from fastapi.testclient import TestClient
@@ -16,6 +13,7 @@ import senders
 from anymail_webhooks import ses_event
 from mailglass_reconcile import configure
 from mailglass_reconcile.providers import sns
+from ses_api import ses_api
 
 pytestmark = pytest.mark.version_independent
 
@@ -26,25 +24,8 @@ EXPORTED = readme.exports("ses")
 @pytest.fixture
 def ses_url() -> Iterator[str]:
     """A server that accepts each message of SES's API."""
-
-    class Api(BaseHTTPRequestHandler):
-        def do_POST(self):
-            self.rfile.read(int(self.headers["Content-Length"]))
-            body = json.dumps({"MessageId": MESSAGE_ID}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with ses_api(lambda: MESSAGE_ID) as url:
+        yield url
 
 
 @pytest.fixture
