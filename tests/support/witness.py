@@ -212,12 +212,20 @@ def _children(parent: int) -> Iterator[tuple[int, str]]:
                 if child.status() != psutil.STATUS_ZOMBIE:
                     yield child.pid, child.name()
         return
-    for listed in Path(f"/proc/{parent}/task").glob("*/children"):
-        for pid in map(int, _read(listed).split()):
+    for task in _list_files(Path(f"/proc/{parent}/task")):
+        for pid in map(int, _read(task / "children").split()):
             # "PID (NAME) STATE …", where a name may have parentheses and spaces
             name, _, state = _read(Path(f"/proc/{pid}/stat")).partition("(")[2].rpartition(")")
             if state and state.split()[0] not in "ZX":
                 yield pid, name
+
+
+def _list_files(folder: Path) -> list[Path]:
+    """Return the files of a process's folder, or none if the process has ended."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _read(path: Path) -> str:
