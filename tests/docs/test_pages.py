@@ -192,20 +192,29 @@ def test_every_page_that_the_package_names_exists():
 @pytest.mark.slow
 def test_the_cron_lines_pass_the_settings_of_their_file_to_the_command(db, tmp_path):
     """`sh` runs them in cron's environment. Success prints nothing, or cron would mail it."""
+    handlers = tmp_path / "shop" / "handlers.py"
+    handlers.parent.mkdir()
+    handlers.write_text(
+        "from mailglass_reconcile import on_event\n\n"
+        '@on_event("delivered", name="audit")\n'
+        "def audit(connection, event):\n    pass\n"
+    )
     file = tmp_path / "mailglass.env"
-    settings_of_test = db.environment()
+    settings_of_test = {**db.environment(), "MAILGLASS_IMPORTS": "shop.handlers"}
     file.write_text(
         "".join(f"{name}='{value}'\n" for name, value in settings_of_test.items() if name.startswith("MAILGLASS_"))
     )
     lines = re.findall(r"^\S+ +\S+ +\* +\* +\* +app +(.*)$", (DOCS / "deploy.md").read_text(), re.MULTILINE)
-    assert len(lines) == 2
+    assert [re.findall(r"mailglass-reconcile (\w+)", line) for line in lines] == [["sweep"], ["dispatch"], ["prune"]]
     for line in lines:
         local_line = line.replace("/etc/mailglass.env", str(file)).replace("mailglass-reconcile", str(COMMAND))
+        local_line = local_line.replace("/opt/app", str(tmp_path))
         alone = {"PATH": "/usr/bin:/bin"}
         result = processes.run(["sh", "-c", local_line], alone)
         assert result.stdout + result.stderr == ""
+    assert db.value("SELECT count(*) FROM mailglass_handled_types WHERE handler = 'audit'") == 1
     runs = db.rows("SELECT kind, status FROM mailglass_reconcile_runs ORDER BY started_at")
-    assert [tuple(run) for run in runs] == [("full", "ok"), ("prune", "ok")]
+    assert [tuple(run) for run in runs] == [("full", "ok"), ("dispatch", "ok"), ("prune", "ok")]
 
 
 def test_every_command_with_beat_keeps_the_schedule_in_memory():
