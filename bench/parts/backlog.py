@@ -8,7 +8,7 @@ from bench.filling import fill
 from bench.results import Results, take_turns
 from bench.testbed import Testbed, Worker
 
-ORPHANS = 500_000
+ORPHANS = 200_000
 HALF = "SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY arrived_at)::text FROM mailglass_open_orphans"
 
 

@@ -11,9 +11,9 @@ from bench.filling import ANOTHER_TENANTS, NOBODYS, fill
 from bench.results import Results, take_turns
 from bench.testbed import TABLES, Tables, Testbed, Worker
 
-MESSAGES = 50_000
+MESSAGES = 25_000
 """Messages with two orphans each; nine tenths of those that match have a delivery."""
-UNMATCHED = 250_000
+UNMATCHED = 100_000
 """Messages that no delivery has the ids of."""
 CAMPAIGN, MISROUTED = 100_000, 2_000
 """Deliveries of one API call, and orphans of its id under a wrong tenant."""
