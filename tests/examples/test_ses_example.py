@@ -1,13 +1,20 @@
 """`examples/ses`, with a server that answers as SES does, and notifications that are signed as SNS signs."""
 
 import importlib.util
+import json
 import re
+import shlex
+import types
 from collections.abc import Iterator
 
+import botocore.session
+import botocore.validate
 import pytest
+from botocore import xform_name
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
+import pages
 import readme
 import senders
 from anymail_webhooks import ses_event
@@ -37,12 +44,18 @@ def shop(db, ses_url, monkeypatch) -> Iterator[TestClient]:
     monkeypatch.setattr(sns, "fetch", senders.serve_certificate)
     secrets = SecretStr(EXPORTED["MAILGLASS_WEBHOOK_SECRETS"])
     configure(engine=db.engine, settings=db.settings.model_copy(update={"webhook_secrets": secrets}))
-    specification = importlib.util.spec_from_file_location("ses_shop", readme.EXAMPLES / "ses" / "shop.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    module = load("shop.py")
     with TestClient(module.api) as client:
         yield client
-    module.engine.dispose()
+        client.portal.call(module.engine.dispose)
+
+
+def load(name: str) -> types.ModuleType:
+    """Import a file of the example."""
+    specification = importlib.util.spec_from_file_location(f"ses_{name[:-3]}", readme.EXAMPLES / "ses" / name)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
 def post(shop: TestClient, kind: str) -> int:
@@ -76,3 +89,52 @@ def test_the_readme_subscribes_to_every_event_that_is_read():
     assert set(re.findall(r'"(\w+)"', listed)) == kinds
     arn = EXPORTED["MAILGLASS_WEBHOOK_SECRETS"].removeprefix("ses=")
     assert set(re.findall(r"arn:aws:sns:[\w:-]+", text)) == {arn} == {senders.ARN}
+
+
+@pytest.mark.parametrize("text", [command.text for command in readme.commands("ses") if command.text[:4] == "aws "])
+def test_a_command_of_aws_calls_an_operation_with_parameters_that_it_has(text):
+    """What is JSON in a parameter can be read, and has the shape that the operation expects."""
+    _, service, name, *words = shlex.split(text.replace("\\\n", " "))
+    operation = botocore.session.get_session().get_service_model(service).operation_model(name.title().replace("-", ""))
+    members = {f"--{xform_name(member, '-')}": member for member in operation.input_shape.members}
+    members["--notification-endpoint"] = "Endpoint"  # whose name the command line has for itself
+    parameters = {}
+    for option, value in zip(words[::2], words[1::2], strict=True):
+        member = members[option]
+        parsed = json.loads(value) if value.startswith("{") else value
+        is_text = operation.input_shape.members[member].type_name == "string"
+        parameters[member] = value if is_text else parsed
+    report = botocore.validate.ParamValidator().validate(parameters, operation.input_shape)
+    assert report.generate_report() == ""
+    for attribute in parameters.get("Attributes", {}).values():
+        assert isinstance(json.loads(attribute), dict)
+
+
+def test_the_consumer_records_what_a_queue_has_and_leaves_what_it_cannot_read(db, monkeypatch, caplog):
+    monkeypatch.setenv("MAILGLASS_DATABASE_URL", db.url)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", EXPORTED["AWS_DEFAULT_REGION"])
+    configure(engine=db.engine, settings=db.settings)
+    delivery, bounce = (
+        ses_event(kind, MESSAGE_ID, ["bounce@simulator.amazonses.com"], senders.NOW) for kind in ("Delivery", "Bounce")
+    )
+    (notification,) = senders.make_requests("ses", [bounce])
+    bodies = ["no JSON", json.dumps(delivery), notification.body.decode()]  # raw, and as SNS writes it
+    queued = [{"Body": body, "ReceiptHandle": str(number)} for number, body in enumerate(bodies)]
+    deleted: list[str] = []
+    module = load("consumer.py")
+    module.sqs = types.SimpleNamespace(
+        receive_message=lambda **_options: {"Messages": queued},
+        delete_message=lambda QueueUrl, ReceiptHandle: deleted.append(ReceiptHandle),  # noqa: N803 - boto3's names
+    )
+    module.consume("https://sqs.eu-central-1.amazonaws.com/123456789012/mail")
+    module.engine.dispose()
+    assert deleted == ["1", "2"]
+    assert "a message cannot be read" in caplog.text
+    assert db.rows("SELECT type FROM mailglass_events ORDER BY type") == [("bounced",), ("delivered",)]
+
+
+def test_the_lines_of_cron_are_those_of_the_page_on_deployment():
+    """Another test runs them there."""
+    (lines,) = [block.text for block in pages.blocks(readme.EXAMPLES / "ses" / "README.md") if block.language == "cron"]
+    (run,) = [block.text for block in pages.blocks(pages.ROOT / "docs/deploy.md") if block.language == "cron"]
+    assert set(lines.splitlines()) < set(run.splitlines())
