@@ -11,53 +11,43 @@ import pytest
 import sqlalchemy as sa
 
 import mailglass_reconcile
+import pages
 from mailglass_reconcile import Sent, record_send
 from mailglass_reconcile.testing import race
 from recording import event, record
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent.parent
+USED = """
 
-SHOP = """
-import datetime as dt, os, pathlib, uuid
-from contextlib import contextmanager
-import sqlalchemy as sa
-from mailglass_reconcile import Sent, WebhookEvent, record_send, record_webhook
-
-class Application:
-    def __init__(self, engine):
-        self.engine, self.message_ids = engine, []
-
-    def send(self, address):
-        self.message_ids.append(str(uuid.uuid4()))
-        with self.engine.begin() as connection:
-            sent = [Sent(recipient=address, message_id=self.message_ids[-1])]
-            record_send(connection, provider="postmark", sent=sent)
-
-    def webhook(self, message_id, address):
-        event = WebhookEvent(type="delivered", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="1",
-                             message_id=message_id, recipient=address)
-        with self.engine.begin() as connection:
-            assert record_webhook(connection, provider="postmark", events=[event])[0].delivery_id is None
-
-@contextmanager
-def running(url):
-    pathlib.Path("used").write_text(os.environ["MAILGLASS_DATABASE_URL"] + " " + os.environ["MAILGLASS_REDIS_URL"])
-    yield Application(sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"), poolclass=sa.NullPool))
+@pytest.fixture(autouse=True)
+def used(mailglass_database):
+    names = ("MAILGLASS_DATABASE_URL", "MAILGLASS_REDIS_URL")
+    pathlib.Path("used").write_text(" ".join(os.environ[name] for name in names))
 """
+"""Tells which servers an adopter's test had."""
+
+
+def files_of(page: str) -> dict[str, str]:
+    """Return a page's files of Python by name."""
+    blocks = [block.text for block in pages.blocks(pages.ROOT / "docs" / page)]
+    return dict(text.removeprefix("# ").split("\n", 1) for text in blocks if re.match(r"# \S+\.py\n", text))
 
 
 def adopters(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the test files of docs/testing.md in a folder and environment without our own settings."""
-    blocks = re.findall(r"```python\n# (\S+)\n(.*?)```", (ROOT / "docs" / "testing.md").read_text(), re.DOTALL)
-    for name, text in [*blocks, ("shop.py", SHOP)]:
+    files = files_of("testing.md")
+    files["conftest.py"] = f"import os, pathlib, pytest\n{files['conftest.py']}{USED}"
+    application = files_of("python.md")
+    for name, text in {**files, **{name: application[name] for name in ("postmark.py", "shop.py")}}.items():
         (folder / name).write_text(text)
     (folder / "tmp").mkdir()
     package = str(Path(mailglass_reconcile.__file__).parent.parent)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MAILGLASS_", "PYTEST_"))}
+    options = ["-q", "-p", "no:cacheprovider", f"--rootdir={folder}", "--durations=0"]
+    options += ["-W", "ignore:Using `httpx` with"]  # of Starlette's test client
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={folder}", "--durations=0"],
+        [sys.executable, "-m", "pytest", *options],
         cwd=folder,
         env={**inherited, "PYTHONPATH": package, "TMPDIR": str(folder / "tmp"), **environment},
         capture_output=True,
