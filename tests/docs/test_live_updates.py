@@ -5,7 +5,6 @@ import datetime as dt
 import importlib.util
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -55,10 +54,9 @@ def test_a_subscriber_refreshes_the_delivery_of_an_update(db, redis_url):
 
 
 @pytest.fixture
-def fan_out(tmp_path) -> ModuleType:
-    """The page's module."""
-    path = Path(tmp_path) / "fan_out.py"
-    path.write_text(block("Thousands of browsers"))
+def fan_out() -> ModuleType:
+    """The module that the page names."""
+    path = pages.ROOT / "examples/fastapi/fan_out.py"
     specification = importlib.util.spec_from_file_location("fan_out", path)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
