@@ -46,11 +46,9 @@ from mailglass_reconcile.ops.checks.check import Check
 from mailglass_reconcile.ops.metrics import MetricsSnapshot
 from mailglass_reconcile.providers import registry
 from mailglass_reconcile.providers.provider import Provider
-from mailglass_reconcile.providers.signatures import Signature
 from mailglass_reconcile.receiver import metrics as receiver_metrics
 from mailglass_reconcile.record import validation
-from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
-from mailglass_reconcile.rules.events import STREAMS
+from mailglass_reconcile.rules.event_types import TYPES
 from mailglass_reconcile.rules.humanize import format_duration
 from mailglass_reconcile.rules.matching import MAX_ID_LENGTH
 from mailglass_reconcile.rules.states import EVENT_STATES, MEANINGS, OPEN_STATES, OUTCOMES, SKIPPED
@@ -69,7 +67,6 @@ WORDS = {2: "two", 5: "five", 7: "seven", 8: "eight", 9: "nine", 10: "ten", 12: 
 WIDTH = 88
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):$", re.M)
 ENTRY = re.compile(r"^([\w*]+): ", re.M)
-TITLES = {"Args": "Arguments"}
 
 NAMES = {
     "Recording": "record_send Sent RecordedDelivery record_webhook WebhookEvent Recorded append broadcast"
@@ -93,16 +90,26 @@ DATA = {
     "EventMatch": "The result of `attempt_link`. `state` is one of the [states](concepts.md#states-of-an-event) such as"
     " `matched` or `ambiguous`, `delivery_id` the delivery that the event would be linked to, or None.",
     "Settings": "All settings as a read-only object. [Settings](settings.md) lists names and defaults.",
-    "SweepResult": "The counts of one sweep. Each of the `scanned` eligible orphans is counted in one of `linked`,"
-    " `unmatched`, `unmatchable`, `ambiguous`, `tenant_mismatch`, `recipient_mismatch`, `skipped` and `failed`:"
+    "SweepResult": "The counts of one sweep. Each of the `scanned` events is counted in one of `linked`, `unmatched`,"
+    " `unmatchable`, `ambiguous`, `tenant_mismatch`, `recipient_mismatch`, `skipped` and `failed`:"
     " [what they mean](concepts.md#states-of-an-event), with `linked_unchecked`, `skipped_limit`, `skipped_deadline`"
     " and `skipped_held`. `remaining` are eligible and still open (None: not counted). Redis accepted `published`"
-    " messages, two per link, and not `publish_failed`. `status` is `ok`, `partial` if some were left"
-    " unchecked or failed, or `failed`. Also `duration_ms`, `dry_run` and `tenant_id`.",
-    "PruneResult": "Deleted are raw webhooks (`succeeded`, `dead`, `failed`), rows of the handlers' outbox"
-    " (`jobs_done`, `jobs_dead`), open orphans that are too old (`expired`), and `events` and `deliveries` past"
-    " their retention. Repaired are open orphans that the ledger has reconciled or not at all (`settled`: removed), and"
-    " missing ones (`added`). `failures` has the reason of each step that failed, by name.",
+    " messages, two per link, and not `publish_failed`. `status` is `ok`, `partial` or `failed`. Also `duration_ms`,"
+    " `dry_run` and `tenant_id`.",
+    "PruneResult": "Deleted are raw webhooks (`succeeded`, `dead`, `failed`), jobs of handlers"
+    " (`jobs_done`, `jobs_dead`), open events that are too old (`expired`), and `events` and `deliveries` past"
+    " their retention. Repaired is the list of open events (`settled` are removed, `added` were missing). `failures` has"
+    " the reason of each step that failed, by name.",
+    "key_rule": "`@key_rule(*providers, reads=…, version=1)` registers the decorated function as"
+    " [the rule for the message id](own-provider.md#a-rule-for-the-message-id) of these providers; `*` is every provider"
+    " without one. A later rule replaces an earlier one.",
+    "webhook_reader": "`webhook_reader(name, read=…, verify=…)` registers [your own provider](own-provider.md). The name has 1"
+    " to 64 lower-case letters, digits, `-` and `_`.",
+    "make_beat_schedule": "`make_beat_schedule()` returns new entries for an app's `beat_schedule`, with"
+    " [options](sweeps.md#celery). Without Celery, it logs one warning and returns an empty dict.",
+    "Subscription": "The iterator that `subscribe` returns. `close()` ends the iteration and closes the connection, from any"
+    " thread or a signal handler.",
+    "AsyncSubscription": "The same for `subscribe_async`, with `aclose()` from any task of the event loop.",
     "DispatchResult": "`handled` jobs are committed. `failed` jobs are tried again later, except the `dead` ones, which"
     " have failed for the last time. `duration_ms` is the whole time.",
     "available": "`available()` returns whether Celery can be imported, and so whether the tasks and the beat schedule"
@@ -113,59 +120,34 @@ DATA = {
 """Descriptions of names that get no generated entry."""
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
-
-
 ACCEPTED = {
-    "`tenant_id`": f"1 to {MAX_ID_LENGTH} characters without control characters, by default `MAILGLASS_TENANT` (`append`"
-    " requires it)",
-    "`provider`": "The same, in any known spelling: `Amazon SES` is stored as `ses`. A name that no rule knows is"
-    " accepted, unless it is nearly a known one, such as `postmrk`.",
-    "`mailable`": "the same, by default `python`",
-    "`stream`": f"{_listed(STREAMS)}, by default the first",
-    "`metadata`": f"A mapping of at most {validation.MAX_METADATA_BYTES:,} bytes as JSON, {validation.MAX_DEPTH} levels"
-    " deep. A send's is stored with each delivery.",
-    "`Sent.recipient`": f"One address of at most {validation.MAX_RECIPIENT_LENGTH:,} characters, without control characters. A"
-    " display name, as in `Ada Lovelace <ada@example.com>`, is dropped.",
-    "`Sent.message_id`": f"A string of 1 to {MAX_ID_LENGTH} characters or an integer, not the recipient's address. None only"
-    " with `failed` or `rejected`.",
-    "`Sent.type`": f"{_listed(validation.SENT_TYPES)}, by default the first",
-    "`occurred_at`": "A `datetime` with a time zone, in the years 1 to 9999. For a `Sent`, None is now.",
-    "`WebhookEvent.type`": f"{_listed(TYPES)}",
+    "`tenant_id`, `mailable`": f"1 to {MAX_ID_LENGTH} characters without control characters",
+    "`provider`": "The same. A name that no rule knows is accepted, unless it is nearly a known one, such as `postmrk`.",
+    "`metadata`": f"at most {validation.MAX_METADATA_BYTES:,} bytes as JSON, {validation.MAX_DEPTH} levels deep",
+    "`Sent.message_id`": f"1 to {MAX_ID_LENGTH} characters or an integer, not the recipient's address",
+    "`occurred_at`": "a `datetime` with a time zone, in the years 1 to 9999",
     "`provider_event_id`": f"A string or an integer, compared in full. The first {MAX_ID_LENGTH} characters are stored.",
-    "`WebhookEvent.message_id`": "a string or an integer. If it is None, empty, too long or has control characters, the event can"
-    " never be linked",
-    "`WebhookEvent.recipient`": "an address, or None or empty if unknown",
-    "`reject_reason`": f"{_listed(REJECT_REASONS)}, None",
-    "`bounce`": "`hard`, `soft` or None. A `bounce` in `metadata` counts too.",
-    "`smtp_status`": "The reply of the recipient's server, a string or None. Its codes are stored.",
-    "`smtp_message_id`": "as `message_id`",
-    "`idempotency_key` (`append`)": f"1 to {MAX_ID_LENGTH} characters, not beginning with `reconciled:`, `webhook:` or `send:`",
+    "`WebhookEvent.message_id`": "A string or an integer. If it is None, empty, too long or has control characters, the event"
+    " can never be linked.",
 }
-"""The values that `record_send`, `record_webhook` and `append` accept, by field."""
+"""What the docstrings do not say of the values that `record_send`, `record_webhook` and `append` accept."""
 REPAIRED = {
-    "NUL, half of a surrogate pair, or a control character in `WebhookEvent.recipient`": "U+FFFD (`�`)",
+    "NUL, half of a surrogate pair, or a control character in a recipient": "U+FFFD (`�`)",
     "NaN, Infinity": "`null`",
-    "`smtp_status`, as a field or in metadata": "The codes at its beginning, such as `550 5.1.1`. The rest may hold an address.",
     f"a string or key of more than {validation.MAX_TEXT:,} characters in metadata": f"its first {validation.MAX_TEXT - 1:,} characters and `…`, of a key its first {validation.MAX_TEXT:,}",
-    f"a `WebhookEvent.recipient` of more than {validation.MAX_RECIPIENT_LENGTH:,} characters, a stored `provider_event_id` of more than {MAX_ID_LENGTH}": f"its first {validation.MAX_RECIPIENT_LENGTH:,}, its first {MAX_ID_LENGTH}",
+    f"a `WebhookEvent.recipient` of more than {validation.MAX_RECIPIENT_LENGTH:,} characters": f"its first {validation.MAX_RECIPIENT_LENGTH:,}",
     "a stored `provider_event_id` that looks like an e-mail address": "its SHA-256",
     "a `message_id` or `smtp_message_id` that is the event's own recipient": "None",
     "`datetime`, `date`, `time`, `UUID`, a tuple in metadata": "its ISO 8601 string, its string, a list",
 }
 """What becomes of a value that cannot be stored as it is."""
 
-RESULTS = {
-    "RecordedDelivery", "Recorded", "Refusal", "Orphan", "Erased", "Subscription", "AsyncSubscription", "Update",
-    "Missed",
-}  # fmt: skip
+RESULTS = {"RecordedDelivery", "Recorded", "Refusal", "Orphan", "Erased", "Update", "Missed"}
 """Classes that only functions make: the page shows their attributes, and no signature."""
 INNER = {"action"}
 """Attributes for internal use."""
 STANDARD = {"Any", "Iterable", "Mapping", "Sequence", "UUID", "datetime", *dir(builtins)}
 """Types that a signature shows, with the public names."""
-METHODS = {"Subscription": ["close"], "AsyncSubscription": ["aclose"]}
 COMMON = re.compile(
     r"`connection`: A SQLAlchemy Connection or Session in a transaction"
     r"|`tenant_id`: (?!Its tenant)"
@@ -175,30 +157,19 @@ COMMON = re.compile(
     r"|`recorded`: The result of"
     r"|`delivery_id`: Only this delivery\.$"
     r"|`orphan`: One that `find_orphans` returned\.$"
-    r"|`ConfigurationError`: (?:\*connection\* is in autocommit mode\.$|`MAILGLASS_REDIS_URL`)"
-    r"|`UnknownProviderError`: The provider is not known\.$"
+    r"|`ConfigurationError`: (?:\*connection\* is in autocommit mode\.$|`MAILGLASS_REDIS_URL`|The tenant, a secret)"
+    r"|`UnknownProviderError`"
     r"|`InvalidEventError`: (?:A value|The event) cannot be recorded"
-    r"|`MailglassReconcileError`: (?:The database refused(?!, or)|Nothing was swept|A setting)"
+    r"|`MailglassReconcileError`: (?:The database(?! refused, or)|Nothing was swept|A setting)"
     r"|`(?:SignatureError|InvalidWebhookError|RedisUnavailableError)`"
-    r"|`ValueError`: \*(?:delivery_id\* is not a UUID|limit\* is below 1|interval\* is out of bounds)\.$"
-    r"|`TypeError`: \*connection\*"
+    r"|`(?:ValueError|TypeError)`"
 )
 """Entries that are left out, because the top of the page, or its section on errors, says them for all functions."""
 EXAMPLES = {
-    "reconcile": """
-print(reconcile(tenant_id="acme").linked)
-""",
     "find_orphans": """
 with engine.begin() as connection:
     for orphan in find_orphans(connection, tenant_id="acme"):
         print(orphan.event_id, attempt_link(connection, orphan).state)
-""",
-    "erase": """
-with engine.begin() as connection:
-    print(erase(connection, recipient="ada@example.com").not_reached)
-""",
-    "configure": """
-configure(engine=engine, settings=Settings(grace_seconds=30))
 """,
 }
 """Examples of what no guide shows."""
@@ -270,7 +241,6 @@ def blocks() -> dict[str, str]:
         "instruments": instruments(),
         **runbook(),
         "states": states(),
-        "providers by type": providers_by_type(),
         **{name: setup(registry.get_provider(name)) for name in registry.PROVIDERS},
         **{f"measured {name}": measured(name) for name in ("calls", "sweep", "backlog", "sizing")},
         "measured costs": measured_costs(),
@@ -337,30 +307,26 @@ def links() -> str:
 
 
 def setup(record: Provider) -> str:
-    """Return the table of a provider's block."""
+    """Return the facts of a provider's block."""
     rows = {
         "secret": record.setup.setting,
-        "signed by": record.setup.signed_by,
-        "age of a signature": _age_of_signature(record),
+        "signed by": f"{record.setup.signed_by}{_age_of_signature(record)}",
         "dashboard": record.setup.dashboard,
         "events to enable": record.event_selection,
         "reports": _reported(record),
-        "recipient": "" if record.recipient_known == "yes" else record.recipient_known,
         "retries": record.retries,
         "id in the webhook": record.setup.message_id,
         "sent over SMTP": record.setup.over_smtp,
         "`trigger`": "no, because a private key signs" if record.has_private_key else "",
         "documentation": f"[{record.title}]({record.documentation})",
     }
-    return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows.items() if value)
+    return "".join(f"- **{name}**: {value}\n" for name, value in rows.items() if value)
 
 
 def _age_of_signature(record: Provider) -> str:
-    """Return how old a signature may be; a password or a header has no age."""
-    if record.authentication.signature is Signature.IN_HEADERS or not record.setup.signed_by:
-        return ""
+    """Return how old a signature may be, if it has a limit."""
     seconds = record.authentication.max_age_seconds
-    return "any" if seconds is None else f"at most {format_duration(seconds)}"
+    return "" if seconds is None or not record.setup.signed_by else f", at most {format_duration(seconds)} old"
 
 
 def _reported(record: Provider) -> str:
@@ -569,26 +535,6 @@ def sentences(text: str) -> str:
     return " ".join(f"{part[0].upper()}{part[1:]}." for part in text.split("; "))
 
 
-def providers_by_type() -> str:
-    """Return which providers report each type of event, from their records."""
-    records = sorted(
-        (registry.get_provider(name) for name in registry.PROVIDERS), key=lambda record: record.title.lower()
-    )
-    lines = ["| type | reported by |", "|---|---|"]
-    for type_ in TYPES:
-        reporting = [record.title for record in records if type_ in reported_types(record)]
-        missing = [record.title for record in records if record.title not in reporting]
-        cell = ", ".join(reporting) or "no provider"
-        if len(missing) <= MOST_NAMED_AS_MISSING:
-            cell = f"all but {', '.join(missing)}" if missing else "all"
-        lines.append(f"| `{type_}` | {cell} |")
-    return "\n".join(lines) + "\n"
-
-
-MOST_NAMED_AS_MISSING = 5
-"""Up to this number of providers, the page names those that do not report a type."""
-
-
 def reported_types(record: Provider) -> set[str]:
     """Return the types that a provider's events can have; an event without a row in its table is `unknown`."""
     return {kind.type for kind in record.table.kinds.values() if kind.type} | {"unknown"}
@@ -613,12 +559,8 @@ def _name(path: str) -> str:
     example = f"\n```python\n{EXAMPLES[name].strip()}\n```\n" if name in EXAMPLES else ""
     if name in DATA:
         return f"### {name}\n\n{DATA[name]}\n{example}"
-    methods = "".join(
-        f"\n**`{method}()`**: {' '.join((inspect.getdoc(getattr(value, method)) or '').split())}\n"
-        for method in METHODS.get(name, ())
-    )
     described = "".join(_described(inspect.getdoc(value) or ""))
-    return f"### {name}\n\n{_signature(name, value)}{described}{methods}{example}"
+    return f"### {name}\n\n{_signature(name, value)}{described}{example}"
 
 
 def _signature(name: str, value: Any) -> str:
@@ -670,7 +612,8 @@ def _described(docstring: str) -> Iterator[str]:
             if name not in INNER
         ]
         if specific := [entry for entry in entries if not COMMON.match(entry)]:
-            yield f"\n**{TITLES.get(title, title)}**\n\n" + "".join(f"- {entry}\n" for entry in specific)
+            heading = "**Raises**\n\n" if title == "Raises" else ""
+            yield f"\n{heading}" + "".join(f"- {entry}\n" for entry in specific)
 
 
 def subcommands() -> str:

@@ -52,9 +52,8 @@ def configure(
 
     Args:
         engine: A SQLAlchemy engine on psycopg 3. After a fork, call `engine.dispose(close=False)` in the child.
-        redis: A client for live updates and the sweep's lock, such as `redis.Redis(…)` or
-            `redis.sentinel.Sentinel(…).master_for(…)`. It needs both timeouts, `socket_timeout` and
-            `socket_connect_timeout`.
+        redis: A client for live updates and the sweep's lock, such as `redis.Redis(…)`, with both timeouts,
+            `socket_timeout` and `socket_connect_timeout`.
         settings: Settings that replace those of the environment.
 
     Raises:
@@ -178,9 +177,8 @@ def subscribe(tenant_id: str | None = None, delivery_id: str | UUID | None = Non
 def subscribe_async(tenant_id: str | None = None, delivery_id: str | UUID | None = None) -> AsyncSubscription:
     """Subscribe to live updates in async code: `async with subscribe_async(…) as updates: async for …`.
 
-    It is `subscribe` without blocking the event loop. The block begins when the server has confirmed the subscription,
-    and raises what `subscribe` raises. If you passed a client to `configure`, such as Sentinel's, its settings are used
-    for a `redis.asyncio` client.
+    It is `subscribe` without blocking the event loop. If you passed a client to `configure`, such as Sentinel's, its
+    settings are used for a `redis.asyncio` client.
 
     Args:
         tenant_id: Only this tenant; None is all tenants.

@@ -63,19 +63,16 @@ def make_beat_schedule(
 ) -> dict[str, BeatEntry]:
     """Return new entries for an app's `beat_schedule`; without Celery, log one warning and return an empty dict.
 
-    *sweep*, *prune* and *dispatch* are Celery schedules or seconds. If two beats run, the second one's sweeps are
-    skipped as duplicates. A restart does not postpone the next run. Entries expire, so a worker that was down finds one
+    *sweep*, *prune* and *dispatch* are Celery schedules or seconds. Entries expire, so a worker that was down finds one
     pending sweep, not a backlog.
 
     Args:
         sweep: When to sweep; by default every five minutes.
         prune: When to prune; by default daily at 03:00 UTC.
-        recent: Seconds between recent sweeps, above 0 and at most 60; by default there are none. Their results are
-            ignored, and a request that no worker takes within the interval expires.
-        fan_out: If more orphans than this are eligible, they are divided into ranges of arrival with about this many
-            each, one task per range; by default never.
-        dispatch: When to run handlers; by default every ten seconds, and False for never. Without handlers it costs
-            nothing.
+        recent: Seconds between recent sweeps, above 0 and at most 60; by default there are none.
+        fan_out: If more open events than this are eligible, they are divided into ranges of about this many, one task
+            for each; by default never.
+        dispatch: When to run handlers; by default every ten seconds, and False for never.
         queue: The queue of all entries; by default the app's routes decide.
 
     Raises:

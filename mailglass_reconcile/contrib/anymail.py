@@ -1,7 +1,24 @@
 """Convert django-anymail's tracking events to `WebhookEvent`, and its send status to `Sent`.
 
-Both functions are for your own receivers of signals; they need neither Django's settings nor a database.
-`docs/django.md` has the table of providers.
+Both functions are for your own receivers of signals; they need neither Django's settings nor a database:
+
+    @receiver(post_send)
+    def record_sent(message, status, esp_name, **kwargs):
+        try:
+            with engine.begin() as connection:
+                recorded = record_send(connection, provider=esp_name, sent=sent(message, status))
+        except MailglassReconcileError:  # the mail has been sent: do not raise
+            logging.exception("a send was not recorded")
+        else:
+            broadcast(recorded)
+
+    @receiver(tracking)
+    def record_tracking(event, esp_name, **kwargs):
+        with engine.begin() as connection:  # if this raises, Django returns 500 and the provider sends it again
+            recorded = record_webhook(connection, provider=esp_name, events=[webhook_event(event, esp_name)])
+        broadcast(recorded)
+
+To store more than an event's tags, replace its metadata: `dataclasses.replace(recordable, metadata={…})`.
 """
 
 from __future__ import annotations
@@ -30,8 +47,7 @@ def webhook_event(event: AnymailTrackingEvent, esp_name: str) -> WebhookEvent:
     """Convert a tracking event of Anymail for `record_webhook`; a repeated webhook gives the same event id.
 
     The event is read from the provider's payload, as `parse` does, or from Anymail's values if that is not possible.
-    The message id is always Anymail's, because the send was recorded under it. Of Anymail's further data, only tags
-    are kept.
+    Of Anymail's further data, only tags are kept.
 
     Args:
         event: The signal's `event`.

@@ -334,15 +334,15 @@ def break_down(tx: Transaction, groups: Sequence[OpenGroup]) -> list[Cause]:
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """An eligible orphan, as applications get it, with its recipient.
+    """An open event that a sweep would check, with its recipient.
 
     Attributes:
         event_id: Its id in the ledger.
         tenant_id: Its tenant.
-        arrived_at: When the ledger took it, in UTC.
+        arrived_at: When it arrived, in UTC.
         provider: Its provider, or None without a usable one.
         candidate_ids: The message ids under which its delivery may be stored, in order.
-        recipient: The recipient it is about, if known.
+        recipient: Its recipient, if known.
         recipient_lost: True if its recipient is no longer known; then it stays ambiguous.
     """
 
@@ -361,7 +361,7 @@ def find_orphans(
     tenant_id: str | None = None,
     limit: int = 100,
 ) -> list[Orphan]:
-    """Return open orphans past the grace and within the maximum age, the newest first; write nothing.
+    """Return the open events that a full sweep would check, the newest first.
 
     Args:
         connection: A SQLAlchemy Connection or Session in a transaction; its settings are as before afterwards.

@@ -77,11 +77,9 @@ class PruneResult:
 
 
 def prune() -> PruneResult:
-    """Delete old rows, and repair the table of open orphans.
+    """Delete old rows, and repair the table of open events.
 
-    It deletes raw webhooks by status and age, rows of the handlers' outbox that are finished or dead, expired open
-    orphans, and, if their retentions are set, events and deliveries. Old rows of the history are added up. A step that
-    fails is logged and listed in `failures`; the others run.
+    A step that fails is logged and listed in `failures`; the others run.
 
     Raises:
         MailglassReconcileError: A setting, the connection or the schema is wrong; nothing was deleted.

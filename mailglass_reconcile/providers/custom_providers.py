@@ -24,17 +24,16 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 def webhook_reader(name: str, *, read: Read, verify: Verify) -> None:
     """Register a provider that is not built in: `docs/own-provider.md`.
 
-    Call it in a module that `MAILGLASS_IMPORTS` names. Then `parse`, `verify`, `receive`, `webhook_app` and the
-    command `receive` accept the provider.
+    Call it in a module that `MAILGLASS_IMPORTS` names.
 
     Args:
         name: The last part of the webhook's URL, and the name in `MAILGLASS_WEBHOOK_SECRETS`: 1 to 64 lower-case
             letters, digits, `-` and `_`.
-        read: Called as `read(body, headers)` after `verify`, with names of headers in lower case; returns a list of
-            `WebhookEvent`, empty for a ping. If it raises, the status is 400.
-        verify: Called as `verify(body, headers, secret=…, url=…, now=…)`; raises `SignatureError` unless the body is
-            signed with *secret*. A KeyError, TypeError or ValueError counts as a wrong signature (401), any other
-            error as 503.
+        read: Called as `read(body, headers)`, with names of headers in lower case; returns a list of `WebhookEvent`,
+            empty for a ping. If it raises, the status is 400.
+        verify: Called before it as `verify(body, headers, secret=…, url=…, now=…)`; raises `SignatureError` unless the
+            body is signed with *secret*. A KeyError, TypeError or ValueError counts as one (401), any other error as
+            503.
 
     Raises:
         ValueError: The name cannot be used, or a built-in provider has it.

@@ -255,9 +255,8 @@ class Provider:
         synthetic_ids: True if Mailglass stores a generated id in place of the provider's.
         redelivery: The steps to make it send one webhook again, if its dashboard can.
         documentation: The page about its webhooks.
-        recipient_known: `yes`, or the events that name no recipient; for the documentation.
         event_selection: The events to enable where a webhook is entered, so that it reports every type that we read.
-        retries: When it retries a webhook that was not answered with 200.
+        retries: When it retries a webhook that was not answered with 200; empty if its documentation does not say.
         setup: What a person sets up; for the documentation.
         authentication: The verification of a webhook.
         rejection_status: The status for a wrong signature; 503 if it never retries after a 401.
@@ -284,7 +283,6 @@ class Provider:
     synthetic_ids: bool = False
     redelivery: str | None = None
     documentation: str = ""
-    recipient_known: str = "yes"
     event_selection: str = ""
     retries: str = ""
     setup: Setup = field(default_factory=Setup)

@@ -228,8 +228,7 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
 def flush() -> bool:
     """Wait until the background thread has done what your commits left to do, at most a second.
 
-    A process flushes by itself when it ends. Call this before a process is frozen or killed, as at the end of a
-    function on AWS Lambda. Afterwards no connection of the thread is open.
+    Call this before a process is frozen or killed. Afterwards no connection of the thread is open.
 
     Returns:
         True if nothing is left to do.

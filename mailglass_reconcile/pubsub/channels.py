@@ -15,8 +15,7 @@ TEST_MESSAGE = f'{{"event": "{TEST}"}}'
 def events_channel(tenant_id: str, delivery_id: str | None = None) -> str:
     """Return the channel for the updates of a tenant, or of one of its deliveries.
 
-    A tenant id is percent-encoded (UTF-8, upper-case hex) if it holds anything but ASCII letters, digits, `.`, `_` and
-    `-`, so that two tenants never share a channel and no name is a pattern.
+    A tenant id is percent-encoded (UTF-8, upper-case hex), but for ASCII letters, digits, `.`, `_` and `-`.
 
     Args:
         tenant_id: The tenant, as it stands in the tables.

@@ -83,17 +83,16 @@ def webhook_app(
     Args:
         engine: A SQLAlchemy engine on psycopg, best with a pool of eight connections; None is the one of `configure`,
             or a pool on `MAILGLASS_DATABASE_URL`.
-        secrets: A mapping of each provider to its secret (`user:password` if it does not sign) or a list of secrets.
-            For tenants with their own accounts, a mapping of tenants to such mappings, or a function
-            `secrets(provider, tenant)`, called in a thread, that returns a secret, a list, or None (404). None is
-            `MAILGLASS_WEBHOOK_SECRETS`.
+        secrets: A mapping of each provider to its secret or a list of secrets; a mapping of tenants to such mappings;
+            or a function `secrets(provider, tenant)`, called in a thread, that returns a secret, a list, or None (404).
+            None is `MAILGLASS_WEBHOOK_SECRETS`.
         tenant: The tenant, or a function of the request's path, called in a thread, that returns it, or None (404).
             None is `MAILGLASS_TENANT`.
         url: The public URL of this application, which Mandrill's signature needs behind a proxy; None is
             `MAILGLASS_WEBHOOK_URL`, or the request's own URL.
 
     Raises:
-        ConfigurationError: There is no secret, one cannot be used, or the database's URL cannot be used.
+        ConfigurationError: There is no secret, or one, or the database's URL, cannot be used.
     """
     settings = runtime.get_settings()
     store = secret_store.from_argument(secrets, settings)

@@ -30,13 +30,12 @@ def receive(
     """Verify and parse a provider's webhook, and record its events, all in your transaction.
 
     After your commit, call `broadcast` and return 200. If anything raises, your commit included, return what `refusal`
-    says, so that the provider sends the webhook again if that may help.
+    says.
 
     Args:
         connection: A SQLAlchemy Connection or Session in a transaction, which you commit.
         provider: The provider's name in any known spelling, such as the last part of your URL.
-        body: The request's body, byte for byte; more than 5 MB, or less at some providers, raise
-            `InvalidWebhookError`.
+        body: The request's body, byte for byte.
         headers: The request's headers, in any case.
         secret: The provider's secret; None is `MAILGLASS_WEBHOOK_SECRETS`.
         url: The webhook's public URL, exactly as entered at the provider, which only Mandrill's signature needs;

@@ -41,7 +41,7 @@ class Refusal(NamedTuple):
 
     Attributes:
         status: Its status.
-        text: Its text, without a line break at the end; the type is `text/plain`.
+        text: Its text, which is `text/plain`.
         headers: Its headers, with names in lower case.
     """
 
@@ -53,9 +53,8 @@ class Refusal(NamedTuple):
 def refusal(provider: str, error: Exception) -> Refusal:
     """Return the response to a webhook that was not recorded, and log the cause once a minute; it never raises.
 
-    A webhook that will never be right gets 400, 401, 404 or 413. Anything else, including an error of your own, gets
-    503, so that the provider sends it again. Azure gets 503 for a wrong secret too, and Brevo 429 in place of 503,
-    because they would not send it again.
+    It has the status of `docs/receiving.md#status-codes`: an error of your own gets 503, so that the provider sends the
+    webhook again.
 
     Args:
         provider: The provider's name as it came, such as the last part of the request's path.

@@ -101,8 +101,7 @@ class Recorded:
         event_id: The id of the event, or None if it was recorded before.
         delivery_id: The delivery of the event, or None while it is open.
         action: Used by `broadcast`.
-        state: Why the event is open, such as `unmatched` while its delivery is missing, or `recipient_mismatch`; None
-            if it is not, or was recorded before.
+        state: Why the event is open, such as `unmatched`; None if it is not, or was recorded before.
     """
 
     event_id: UUID | None
@@ -133,11 +132,9 @@ T = TypeVar("T")
 def broadcast(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
     """Publish what was recorded, and link what overlapping transactions could not see. Call this after your commit.
 
-    A Session does this itself when it commits, unless it joined your transaction. Nothing is published twice, and
-    nothing that the database does not have.
-
-    It returns immediately and never raises: a background thread does the work within milliseconds, on a connection of
-    its own. If it fails, the log has one line, and the next sweep links. `flush` waits for it.
+    A Session does this itself when it commits, unless it joined your transaction
+    (`docs/recording.md#call-broadcast-after-your-commit`). It returns immediately and never raises: a background thread
+    does the work.
 
     Args:
         recorded: The result of `record_webhook`, `record_send`, `receive` or `link`.

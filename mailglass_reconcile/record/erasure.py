@@ -45,7 +45,7 @@ class Erased:
 
     Attributes:
         deliveries: Deliveries that now have a random recipient and empty metadata.
-        open_orphans: Open orphans that now have no recipient.
+        open_orphans: Open events that now have no recipient.
         webhook_events: Raw webhooks that were emptied.
         not_reached: A phrase for each place where the address may still be.
     """
@@ -93,7 +93,7 @@ def erase(connection: sa.Connection | Session, *, recipient: str, tenant_id: str
     """Remove a person's address, in any spelling, from our tables.
 
     Deliveries stay, with a random recipient at `erased.invalid` and empty metadata. On tables that Mailglass made,
-    only open orphans are changed. `docs/personal-data.md` lists what is not reached.
+    only open events are changed. `docs/personal-data.md` lists what is not reached.
 
     Args:
         connection: A SQLAlchemy Connection or Session in a transaction, which you commit.

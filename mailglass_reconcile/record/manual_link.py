@@ -69,11 +69,10 @@ def link(
 
     Raises:
         InvalidEventError: Event or delivery does not exist, their tenants differ, the event is linked, or *reason* or
-            *actor* cannot be stored; nothing was written.
+            *actor* cannot be stored.
         ConfigurationError: The event has expired and the transaction is not READ COMMITTED, or *connection* is in
             autocommit mode.
-        MailglassReconcileError: Another session holds the event or the delivery, or the database refused; nothing was
-            written, and the caller's own work is unaffected.
+        MailglassReconcileError: Another session holds the event or the delivery, or the database refused.
         TypeError: *connection* is something else.
     """
     runtime.load_imports()

@@ -79,8 +79,7 @@ def record_send(
 ) -> list[RecordedDelivery]:
     """Record a send after the provider's API has returned: one delivery per recipient, with a `dispatched` event.
 
-    Events that came earlier are linked in the same transaction. After your commit, call `broadcast`; a Session on an
-    engine does that itself.
+    Events that came earlier are linked in the same transaction. After your commit, call `broadcast`.
 
     Args:
         connection: A SQLAlchemy Connection or Session in a transaction, which you commit.

@@ -67,8 +67,7 @@ def record_webhook(
 ) -> list[Recorded]:
     """Record a webhook's events: each is stored with its delivery, or kept open until the delivery exists.
 
-    An event that the provider repeats is recorded once. After your commit, call `broadcast`; a Session on an engine
-    does that itself.
+    An event that the provider repeats is recorded once. After your commit, call `broadcast`.
 
     Args:
         connection: A SQLAlchemy Connection or Session in a transaction, which you commit.

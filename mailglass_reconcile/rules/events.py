@@ -25,11 +25,11 @@ class WebhookEvent:
         occurred_at: The provider's time, with a time zone.
         provider_event_id: The provider's id of this event, or of the webhook that carried it.
         message_id: The provider's id of the message.
-        recipient: The address, if known. It distinguishes deliveries of one message and is not stored in the ledger.
+        recipient: The address, if known. It distinguishes deliveries of one message. The ledger does not store it.
         reject_reason: `invalid`, `bounced`, `timed_out`, `blocked`, `spam`, `unsubscribed`, `other`, or None.
         bounce: `hard` if the address will never accept mail, `soft` if it did not accept this message, None if
             unknown.
-        smtp_status: The SMTP reply. Only the codes at its beginning are stored, such as `550 5.1.1`.
+        smtp_status: The SMTP reply. Its codes are stored, such as `550 5.1.1`.
         smtp_message_id: The Message-ID header, or another id from the provider's SMTP server. It is tried last.
         metadata: Further data, as JSON of at most 65,536 bytes, without `recipient` and `email`. A `bounce` or
             `smtp_status` in it counts if that field is None.

@@ -35,13 +35,12 @@ def on_event(*types: SenderType | ProviderType | Literal["*"], name: str | None 
     """Register the decorated function as a handler of events.
 
     It is called as `handler(connection, event)` for each event of these types that reaches a delivery, until it has
-    succeeded. Its writes through *connection* are committed together with the record that it has succeeded, so it must
-    not commit. If it raises, it is retried later. Only the processes that dispatch need to import its module.
+    succeeded. It must not commit. If it raises, it is retried later.
 
     Args:
         types: Types of events, such as `bounced`; `*` means all types.
-        name: The handler's name in the database; None is its dotted path. If it changes, because you move or rename
-            the function, run `mailglass-reconcile dispatch --rename OLD NEW`.
+        name: The handler's name in the database; None is its dotted path. If it changes, run
+            `mailglass-reconcile dispatch --rename OLD NEW`.
 
     Raises:
         ConfigurationError: A type is not known, the name is taken, or the function cannot be a handler.

@@ -95,11 +95,10 @@ def key_rule(*providers: str, reads: Sequence[str], version: int = 1) -> Callabl
         providers: Names as in an event's `metadata.provider`, in any known spelling; `*` is every provider without a
             rule.
         reads: At most 8 paths `metadata/…` or `normalized_payload/…`. The function gets one argument for each, a
-            string of 1 to 512 characters or None, and returns at most 32 message ids, in the order in which to try
-            them. `record_webhook` stores an event's message id under the first path `metadata/<key>`, or under
-            `metadata/message_id`.
-        version: Raise it if the rule returns other ids than before, so that stored ids are computed again. After going
-            back to an earlier version, run `mailglass-reconcile rekey`.
+            string or None, and returns message ids, in the order in which to try them
+            (`docs/own-provider.md#a-rule-for-the-message-id`). `record_webhook` stores an event's message id under
+            the first path `metadata/<key>`, or under `metadata/message_id`.
+        version: Raise it if the rule returns other ids than before, so that stored ids are computed again.
 
     Raises:
         ValueError: A path cannot be used, there are more than 8, or the version is below 1.

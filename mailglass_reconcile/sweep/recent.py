@@ -21,8 +21,7 @@ def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> Swe
     """Link recent events, even in their grace period, and broadcast each link; return the counts.
 
     Call it once per *interval*. Each call checks what arrived during the last minute, or during three intervals if that
-    is longer, the newest first; of what was checked before, at most 2,000 events. Later deliveries are matched by the
-    full sweep.
+    is longer, the newest first; of what was checked before, at most 2,000 events.
 
     Args:
         interval: Seconds between two calls, above 0 and at most 60.

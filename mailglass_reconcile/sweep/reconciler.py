@@ -455,12 +455,12 @@ def prepare(
 
 
 def reconcile(tenant_id: str | None = None, limit: int | None = None) -> SweepResult:
-    """Link every eligible orphan whose delivery exists, and broadcast each link; return the counts.
+    """Link every eligible open event whose delivery exists, and broadcast each link; return the counts.
 
     Any number of sweeps may run at the same time: this takes no lock.
 
     Args:
-        tenant_id: Sweep this tenant's orphans only; None is all tenants.
+        tenant_id: Sweep this tenant's events only; None is all tenants.
         limit: Stop after so many links; the rest stays open. The history counts such a sweep as a targeted one.
 
     Returns:

@@ -25,15 +25,15 @@ COMMAND = Path(sys.executable).with_name("mailglass-reconcile")
 HEADINGS = re.compile(r"^#+ (.*)$", re.M)
 
 READERS = {
-    "django.md": "INSTALLED_APPS Suppressed address message_id order tenant engine event esp_name",
+    "django.md": "INSTALLED_APPS Suppressed address message message_id order",
     "handlers.md": "send_report update_crm",
     "live-updates.md": "refresh_all refresh",
     "api.md": "engine",
-    "order-status.md": "call_postmark message order",
+    "order-status.md": "call_postmark",
     "own-provider.md": "",
     "receiving.md": "app engine provider body headers",
     "providers.md": "engine to message domain ses brevo mailersend mailgun mailjet mailtrap"
-    " mandrill postal postmark resend scaleway sendgrid sparkpost unisender_go sqs azure smtp2go zeptomail",
+    " mandrill postal postmark resend scaleway sendgrid sparkpost unisender_go azure smtp2go zeptomail",
     "python.md": "answer to engine AsyncSession",
     "recording.md": "postmark engine async_engine address when webhook_id message_id",
     "redis.md": "app",
@@ -96,8 +96,8 @@ def test_each_generated_block_is_what_the_code_says():
 
 def test_a_generated_block_that_was_changed_by_hand_is_named_with_the_command(monkeypatch):
     """`--check` ends with this line."""
-    monkeypatch.setattr(reference, "providers_by_type", lambda: "other\n")
-    with pytest.raises(SystemExit, match=r"^run `python docs/reference\.py`, which changes event-types\.md$"):
+    monkeypatch.setattr(reference, "links", lambda: "other\n")
+    with pytest.raises(SystemExit, match=r"^run `python docs/reference\.py`, which changes providers\.md$"):
         reference.main(["--check"])
 
 

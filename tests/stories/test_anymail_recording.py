@@ -1,14 +1,17 @@
 """Sends and webhooks of Anymail's providers in Postgres: deliveries end the same in any order."""
 
 import re
-from pathlib import Path
+import textwrap
 
 import pytest
 from anymail.signals import post_send, tracking
+from django.dispatch import receiver
 
+import mailglass_reconcile
 from anymail_sends import ANN, BOB, STORY, Message
 from anymail_webhooks import ALL, POSTMARK, RESEND, SENDGRID, SES
 from mailglass_reconcile import record_webhook
+from mailglass_reconcile.contrib import anymail
 from mailglass_reconcile.contrib.anymail import webhook_event
 
 pytestmark = [
@@ -96,11 +99,11 @@ def test_an_event_of_resend_about_one_of_several_recipients_stays_open(db, recor
     assert [delivery["last_event_type"] for delivery in message.deliveries(db)] == ["dispatched", "dispatched"]
 
 
-def test_the_receivers_of_the_manual_record_what_is_sent_and_what_happens(db, post, backends):
-    manual = (Path(__file__).parents[2] / "docs" / "django.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", manual, re.DOTALL)
-    (printed,) = [block for block in blocks if "record_sent" in block]
-    receivers = {"engine": db.engine}
+def test_the_receivers_of_the_docstring_record_what_is_sent_and_what_happens(db, post, backends):
+    printed = textwrap.dedent("".join(re.findall(r"^(?: {4}.*)?\n", anymail.__doc__, re.MULTILINE)))
+    names = ("MailglassReconcileError", "broadcast", "record_send", "record_webhook")
+    receivers = {**vars(anymail), **{name: getattr(mailglass_reconcile, name) for name in names}, "engine": db.engine}
+    receivers |= {"receiver": receiver, "post_send": post_send, "tracking": tracking}
     exec(printed, receivers)  # noqa: S102
     try:
         message = Message.send_accepted(POSTMARK, 1)

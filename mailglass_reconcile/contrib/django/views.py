@@ -26,16 +26,13 @@ def webhook_view(*, tenant: Tenant = None, secrets: SecretsArgument | None = Non
     """Return a view that verifies, reads and records a provider's webhook, and responds with 200 after the commit.
 
     Mount it where the last part of the path is the provider's name, without a slash that Django would add:
-    `re_path(r"^webhooks/(?P<provider>[^/]+)/?$", webhook_view(…))`. With another status than 200 the provider sends the
-    webhook again, or shows what is wrong: `docs/receiving.md` lists them.
+    `re_path(r"^webhooks/(?P<provider>[^/]+)/?$", webhook_view(…))`. `docs/receiving.md` lists the status codes.
 
     Args:
-        tenant: The tenant, or a function of the request that returns it, such as from its host, or None (404). If it
-            raises, the provider sends the webhook again. None is `MAILGLASS_TENANT`, which is asked for each event.
-        secrets: A mapping of each provider to its secret, or to a list of secrets. For tenants with their own accounts,
-            a mapping of tenants to such mappings, or a function `secrets(provider, tenant)` that returns a secret, a
-            list, or None (404). None is `MAILGLASS_WEBHOOK_SECRETS`.
-        url: The public address of the webhooks without the provider's name, which Mandrill's signature needs behind a
+        tenant: The tenant, or a function of the request that returns it, or None (404). None is `MAILGLASS_TENANT`,
+            which is asked for each event.
+        secrets: As in `webhook_app`.
+        url: The public URL of the webhooks without the provider's name, which Mandrill's signature needs behind a
             proxy, or a function of the request that returns it. None is `MAILGLASS_WEBHOOK_URL`, or the request's own.
     """
     return WebhookView(tenant, secrets, url)

@@ -119,7 +119,6 @@ PROVIDER = Provider(
     title="Azure Communication Services",
     spellings=("Azure", "azure_communication_services", "acs"),
     documentation="https://learn.microsoft.com/azure/event-grid/communication-services-email-events",
-    recipient_known="not of opens and clicks",
     event_selection="Email Delivery Report Received and Email Engagement Tracking Report Received",
     retries="for 24 hours, at growing intervals, but none after 400, 401, 403 and 413",
     setup=Setup(

@@ -96,7 +96,6 @@ PROVIDER = Provider(
     lacks_id=frozenset(),  # changes of its lists are `unknown`
     documentation="https://mailchimp.com/developer/transactional/docs/webhooks/",
     event_selection="all message events",
-    retries="not known",
     setup=Setup(
         message_id="`_id`, one for each recipient",
         over_smtp='Send the header `X-MC-Metadata: {"anymail_id": "…"}` with an id of your own, and record that.',

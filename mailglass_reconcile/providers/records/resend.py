@@ -131,7 +131,6 @@ PROVIDER = Provider(
     # https://resend.com/docs/webhooks/retries-and-replays
     redelivery="Open this event under Webhooks in Resend's dashboard, and press Replay.",
     documentation="https://resend.com/docs/webhooks/event-types",
-    recipient_known="if there is one only",
     event_selection="all that begin with `email.`, but `email.received`",
     retries="8 attempts in about 28 hours",
     setup=Setup(

@@ -54,7 +54,6 @@ PROVIDER = Provider(
     lacks_id=frozenset({"suppressed"}),  # stopped by its blocklist before there is a message
     documentation="https://www.scaleway.com/en/docs/transactional-email/reference-content/webhook-events-payloads/",
     event_selection="all but `blocklist_created`",
-    retries="not known",
     setup=Setup(
         message_id="`email_id`. Symfony's bridge returns another id, which no webhook has.",
         setting="`scaleway=` and the ARN of the topic",

@@ -276,7 +276,6 @@ PROVIDER = Provider(
         ("metadata/mail/messageId", "metadata/messageId", "metadata/message_id", "metadata/region"), _ids, version=2
     ),
     documentation="https://docs.aws.amazon.com/ses/latest/dg/event-publishing-retrieving-sns-contents.html",
-    recipient_known="opens and clicks name all",
     event_selection="all event types, with the original headers",
     retries="3, after 20 seconds each, unless the subscription has another delivery policy",
     setup=Setup(

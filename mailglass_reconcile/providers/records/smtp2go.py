@@ -98,7 +98,6 @@ PROVIDER = Provider(
     title="SMTP2GO",
     documentation="https://developers.smtp2go.com/docs/webhooks-overview",
     event_selection="all e-mail events, with JSON or form output",
-    retries="not known",
     setup=Setup(
         message_id="`email_id`",
         over_smtp=(

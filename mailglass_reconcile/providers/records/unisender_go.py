@@ -133,7 +133,6 @@ PROVIDER = Provider(
     spellings=("unisender go",),
     documentation="https://godocs.unisender.ru/web-api-ref#callback-format",
     event_selection="all statuses",
-    retries="not known",
     setup=Setup(
         message_id="`job_id`",
         setting="`unisender_go=` and the API key of the user or project",
