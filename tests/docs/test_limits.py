@@ -198,14 +198,6 @@ def test_the_roles_of_the_pages_are_those_with_privileges():
         assert created - {"mailglass_owner", "mailglass_worker"} <= names
 
 
-def test_the_checks_of_django_are_those_of_the_page():
-    """Their ids are compared."""
-    code = (pages.ROOT / "mailglass_reconcile/contrib/django/checks.py").read_text()
-    ids = set(re.findall(r"\"mailglass_reconcile\.([EW]\d{3})\"", code)) | set(re.findall(r"\"(E\d{3})\"", code))
-    page = PAGES["django.md"].partition("## Checks")[2].partition("## ")[0]
-    assert set(re.findall(r"\b([EW]\d{3})\b", page)) == ids
-
-
 def test_the_tables_of_the_page_are_those_of_a_migrated_database(tx):
     """They are Mailglass's three and ours."""
     text = (pages.ROOT / "docs" / "concepts.md").read_text().partition("## The tables")[2].partition("### Runs")[0]

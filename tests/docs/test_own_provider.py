@@ -15,15 +15,48 @@ pytestmark = pytest.mark.version_independent
 
 AT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 PLUGIN = "mailglass_reconcile.testing.plugin"
+TEST = """
+import hashlib
+import hmac
+import json
+import time
+
+import pytest
+import shop
+import sqlalchemy as sa
+from starlette.testclient import TestClient
+
+from mailglass_reconcile import Sent, broadcast, record_send
+
+
+@pytest.fixture
+def client(mailglass_database, monkeypatch):
+    monkeypatch.setenv("MAILGLASS_IMPORTS", "acme")
+    monkeypatch.setenv("MAILGLASS_WEBHOOK_SECRETS", "acme=secret-of-the-test")
+    return TestClient(shop.application())
+
+
+def test_a_webhook_reaches_its_delivery(client, mailglass_database):
+    items = [{"id": "e-1", "kind": "arrived", "at": time.time(), "to": "ada@example.com", "message": {"id": "m-1"}}]
+    body = json.dumps(items).encode()
+    signature = hmac.new(b"secret-of-the-test", body, hashlib.sha256).hexdigest()
+    assert client.post("/webhooks/acme", content=body).status_code == 401
+    assert client.post("/webhooks/acme", content=body, headers={"X-Acme-Signature": signature}).status_code == 200
+    with mailglass_database.engine.begin() as connection:
+        recorded = record_send(connection, provider="acme", sent=[Sent(recipient="ada@example.com", message_id="m-1")])
+    broadcast(recorded)
+    with mailglass_database.engine.connect() as connection:
+        assert connection.scalar(sa.text("SELECT last_event_type FROM mailglass_deliveries")) == "delivered"
+"""
 EXAMPLE = re.compile(r"```python\n# (\S+)\n(.*?)```", re.DOTALL)
 
 
 @pytest.mark.slow
-def test_the_example_passes_its_own_test(mailglass_postgres_url, mailglass_redis_url, tmp_path):
+def test_the_example_receives_a_webhook_before_its_send(mailglass_postgres_url, mailglass_redis_url, tmp_path):
     """Reader, signature, rule, application and test are in a folder of their own."""
     result = dict(EXAMPLE.findall((pages.ROOT / "docs" / "own-provider.md").read_text()))
-    assert list(result) == ["acme.py", "shop.py", "test_acme.py"]
-    for name, text in result.items():
+    assert list(result) == ["acme.py", "shop.py"]
+    for name, text in {**result, "test_acme.py": TEST}.items():
         (tmp_path / name).write_text(text)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MAILGLASS_", "PYTEST_"))}
     servers = {"MAILGLASS_TEST_DATABASE_URL": mailglass_postgres_url, "MAILGLASS_TEST_REDIS_URL": mailglass_redis_url}
