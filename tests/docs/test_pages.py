@@ -8,13 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import reference
 
 import commands
-import mailglass_reconcile
 import pages
 import processes
-from mailglass_reconcile import webhooks
 from mailglass_reconcile.rules.states import EVENT_STATES, OUTCOMES
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
 
@@ -70,35 +67,6 @@ def test_every_setting_is_in_the_table_with_its_default():
 
 def test_every_subcommand_is_in_the_table():
     assert {row[0] for row in table("command-line.md") if "--json" not in row[0]} == set(commands.SUBCOMMANDS)
-
-
-def test_every_public_name_is_in_the_reference():
-    """The package's names and the receivers' are included; the version is no entry."""
-    words = " ".join(reference.NAMES.values()).split()
-    public = {*mailglass_reconcile.__all__, *(f"webhooks.{name}" for name in webhooks.__all__)} - {"__version__"}
-    assert public == {
-        name for name in words if not name.startswith(("contrib.", "handlers.", "pubsub.", "sweep.", "rules."))
-    }
-
-
-def test_the_reference_shows_nothing_internal():
-    """It has no attribute that only this package uses, and no type without an explanation."""
-    text = reference.api()
-    assert "`step`" not in text
-    for name in ("SecretsArgument", "Receiver", "Rule", "BeatEntry", "When", "sa", "Callable"):
-        assert not re.search(rf"^```text\n[^`]*\b{name}\b", text, re.M), name
-
-
-def test_each_generated_block_is_what_the_code_says():
-    """Docstrings, signatures, options, records and privileges agree with the pages and files."""
-    reference.main(["--check"])
-
-
-def test_a_generated_block_that_was_changed_by_hand_is_named_with_the_command(monkeypatch):
-    """`--check` ends with this line."""
-    monkeypatch.setattr(reference, "links", lambda: "other\n")
-    with pytest.raises(SystemExit, match=r"^run `python docs/reference\.py`, which changes providers\.md$"):
-        reference.main(["--check"])
 
 
 def test_a_cell_of_a_table_is_a_phrase_or_whole_sentences():
