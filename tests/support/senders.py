@@ -1,10 +1,11 @@
 """Each provider's requests: payloads of its documentation, signed with test keys."""
 
 import base64
+import copy
 import datetime as dt
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -33,8 +34,21 @@ MANDRILL_URL = f"http://{AUTH}@testserver/mandrill/"
 Payload = dict[str, Any]
 
 
+class Variant(NamedTuple):
+    """A documented payload with other values, and the fields of its event that differ from the documented one's.
+
+    `says` is the sentence of the group of rows in the file of payloads; `changes` are values by path, such as
+    `bounce/bounceType`.
+    """
+
+    says: str
+    changes: Payload
+    fields: Payload
+    payload: Payload
+
+
 class Event(NamedTuple):
-    """A payload of a provider's documentation, the expected event, and what Anymail reads differently.
+    """A payload of a provider's documentation, the expected event, its variants, and what Anymail reads differently.
 
     `metadata` is that of the event, `anymail` the fields of Anymail's `WebhookEvent` that differ from ours on purpose.
     """
@@ -48,6 +62,7 @@ class Event(NamedTuple):
     metadata: Payload
     payload: Payload
     anymail: Mapping[str, Any] = MappingProxyType({})
+    variants: Sequence[Variant] = ()
 
 
 class Posted(NamedTuple):
@@ -68,7 +83,26 @@ def load_payloads(provider: str) -> list[Event]:
     events = json.loads((PAYLOADS / f"{provider}.json").read_text())["events"]
     for at in (event["anymail"] for event in events if "occurred_at" in event.get("anymail", {})):
         at["occurred_at"] = dt.datetime.fromisoformat(at["occurred_at"])
-    return [Event(**event) for event in events]
+    return [Event(**{**event, "variants": [*read_variants(event)]}) for event in events]
+
+
+def read_variants(event: Payload) -> Iterator[Variant]:
+    """Yield the variants of a payload in the file."""
+    for group in event.get("variants", []):
+        for changes, fields in group["rows"]:
+            yield Variant(group["says"], changes, fields, change_payload(event["payload"], changes))
+
+
+def change_payload(payload: Payload, changes: Payload) -> Payload:
+    """Return a payload with other values at some paths."""
+    changed = copy.deepcopy(payload)
+    for path, value in changes.items():
+        *names, last = path.split("/")
+        place: Any = changed
+        for name in names:
+            place = place[int(name) if isinstance(place, list) else name]
+        place[last] = value
+    return changed
 
 
 @cache

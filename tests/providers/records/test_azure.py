@@ -28,58 +28,6 @@ VALIDATION = {
 """https://learn.microsoft.com/azure/event-grid/end-point-validation-event-grid-events-schema."""
 
 
-def read(**data):
-    """Return the only event of a delivery report."""
-    payload = load_payloads("azure")[0].payload
-    (event,) = parse("azure", json.dumps([payload | {"data": payload["data"] | data}]).encode())
-    return event
-
-
-@pytest.mark.parametrize(
-    ("status", "expected"),
-    [
-        ("Quarantined", ("bounced", "spam", "soft")),
-        ("FilteredSpam", ("bounced", "spam", "soft")),
-        ("Failed", ("failed", None, None)),
-        ("Expanded", ("sent", None, None)),
-        ("delivered", ("delivered", None, None)),
-        ("BOUNCED", ("bounced", "bounced", "hard")),
-    ],
-)
-def test_a_status_says_what_became_of_a_message(status, expected):
-    """https://learn.microsoft.com/javascript/api/@azure/eventgrid/knownacsemaildeliveryreportstatus.
-
-    The others have a payload.
-    """
-    event = read(status=status)
-    assert (event.type, event.reject_reason, event.bounce) == expected
-
-
-@pytest.mark.parametrize(
-    ("details", "smtp_status"),
-    [
-        (
-            {
-                "statusMessage": "550-5.7.1 [40.107.1.1] Gmail has detected that this message is likely suspicious",
-                "recipientMailServerHostName": "gmail-smtp-in.l.google.com",
-            },
-            "550 5.7.1",
-        ),
-        ({"statusMessage": "[HM08] rejected due to local policy", "recipientMailServerHostName": "mx.example"}, None),
-    ],
-)  # fmt: skip
-def test_a_refusal_by_the_recipients_server_is_a_soft_bounce(details, smtp_status):
-    """Azure reports it as `Failed`, like faults of its own; in production most of them are Gmail's 550 5.7.1."""
-    event = read(status="Failed", deliveryStatusDetails=details)
-    assert (event.type, event.reject_reason, event.bounce) == ("bounced", "blocked", "soft")
-    assert event.smtp_status == smtp_status
-
-
-def test_the_message_id_header_is_the_id_over_smtp():
-    """`internetMessageId`: https://learn.microsoft.com/javascript/api/@azure/eventgrid-system-events/acsemaildeliveryreportreceivedeventdata."""
-    assert read(internetMessageId="<a@azurecomm.net>").smtp_message_id == "<a@azurecomm.net>"
-
-
 def test_an_event_in_the_schema_of_cloud_events_is_the_same():
     """Alone or in a batch: https://learn.microsoft.com/azure/event-grid/cloud-event-schema."""
     (payload,) = [event.payload for event in load_payloads("azure") if "specversion" in event.payload]

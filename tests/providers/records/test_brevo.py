@@ -29,61 +29,10 @@ def read(**fields):
     return event
 
 
-def test_an_unsubscription_is_called_unsubscribed():
-    """Captured: symfony/symfony, Mailer/Bridge/Brevo/Tests/Webhook/Fixtures/unsubscribed.json.
-
-    Marketing webhooks call it `unsubscribe`: https://developers.brevo.com/docs/marketing-webhooks.
-    """
-    event = read(event="unsubscribed", is_returnpath=True, tags=["tag1", "tag2"], tag='["tag1","tag2"]')
-    assert (event.type, event.reject_reason) == ("unsubscribed", None)
-    assert event.metadata == {"tags": ["tag1", "tag2"]}
-    assert read(event="unsubscribe").type == "unsubscribed"
-
-
-def test_the_codes_of_the_servers_reply_are_kept():
-    """Captured: symfony/symfony, Mailer/Bridge/Brevo/Tests/Webhook/Fixtures/hard_bounce.json, shortened."""
-    reason = "550-5.1.1 The email account that you tried to reach does not exist.\n   550 5.1.1 g14-20020a5d - gsmtp"
-    assert read(event="hard_bounce", reason=reason).smtp_status == "550 5.1.1"
-
-
-@pytest.mark.parametrize(
-    ("reason", "status"),
-    [
-        (" RecipientError: 550 5.5.0 <ann@example.org> unknown", "550 5.5.0"),
-        ("550 RecipientError: 550 5.1.1 <ann@example.org> unknown", "550 5.1.1"),
-        ("RecipientError: mailbox unavailable", None),
-        (550, None),
-    ],
-)
-def test_the_codes_of_a_reply_behind_a_word_of_brevos_are_kept(reason, status):
-    """github.com/anymail/django-anymail, tests/test_brevo_webhooks.py."""
-    assert read(event="hard_bounce", reason=reason).smtp_status == status
-
-
 def test_two_webhooks_of_one_account_record_an_event_once():
     """`id` is the webhook's; an old and a new URL may overlap during a move."""
     assert read(id=814119).provider_event_id == read(id=814120).provider_event_id
     assert read(ts_epoch=1685541121607).provider_event_id != read().provider_event_id
-
-
-@pytest.mark.parametrize(
-    ("times", "at"),
-    [
-        ({}, dt.datetime(2023, 5, 31, 13, 52, 1, 606_000, tzinfo=dt.UTC)),
-        # soft_bounce.json of the same folder, which is the example of https://developers.brevo.com/docs/transactional-webhooks
-        (
-            {"ts": 1604933619, "ts_event": 1604933654, "ts_epoch": None},
-            dt.datetime(2020, 11, 9, 14, 54, 14, tzinfo=dt.UTC),
-        ),
-        # invalid_email.json, as above: `ts_epoch` in seconds, which is not the event's time
-        ({"ts_event": 1604933654, "ts_epoch": 1604933623}, dt.datetime(2020, 11, 9, 14, 54, 14, tzinfo=dt.UTC)),
-        ({"ts_event": None, "ts_epoch": 1604933623}, dt.datetime(2020, 11, 9, 14, 53, 43, tzinfo=dt.UTC)),
-        ({"ts_event": "1604933654", "ts_epoch": "now"}, dt.datetime(2020, 11, 9, 14, 54, 14, tzinfo=dt.UTC)),
-    ],
-)
-def test_the_time_is_read_with_and_without_milliseconds(times, at):
-    """If `ts_epoch` is missing, `ts_event` is read, which is in UTC too."""
-    assert read(**times).occurred_at == at
 
 
 def test_an_event_without_any_of_its_times_happened_now():
