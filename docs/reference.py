@@ -87,12 +87,12 @@ NAMES = {
 DATA = {
     "beat_schedule": "The entries that `make_beat_schedule()` returns without options.",
     "DeliveryEvent": "An event, as a handler gets it: [its attributes](handlers.md#write-a-handler).",
-    "EventMatch": "The result of `attempt_link`. `state` is one of the [states](concepts.md#states-of-an-event) such as"
+    "EventMatch": "The result of `attempt_link`. `state` is one of the [states](trouble.md#states-of-an-event) such as"
     " `matched` or `ambiguous`, `delivery_id` the delivery that the event would be linked to, or None.",
     "Settings": "All settings as a read-only object. [Settings](settings.md) lists names and defaults.",
     "SweepResult": "The counts of one sweep. Each of the `scanned` events is counted in one of `linked`, `unmatched`,"
     " `unmatchable`, `ambiguous`, `tenant_mismatch`, `recipient_mismatch`, `skipped` and `failed`:"
-    " [what they mean](concepts.md#states-of-an-event), with `linked_unchecked`, `skipped_limit`, `skipped_deadline`"
+    " [what they mean](trouble.md#states-of-an-event), with `linked_unchecked`, `skipped_limit`, `skipped_deadline`"
     " and `skipped_held`. `remaining` are eligible and still open (None: not counted). Redis accepted `published`"
     " messages, two per link, and not `publish_failed`. `status` is `ok`, `partial` or `failed`. Also `duration_ms`,"
     " `dry_run` and `tenant_id`.",
@@ -374,15 +374,15 @@ MORE_ON_STATES = {
     "failed": " Later sweeps check them last.",
 }
 """What a page says of a state beside the words that commands print."""
-LINK = "[link it manually](trouble.md#link-it-manually)"
+LINK = "[link it manually](#link-it-manually)"
 LATE = "Wait for the next sweep. After 10 minutes, see [`sweeps`](doctor.md#sweeps)."
 STEPS = {
     "matched": LATE,
     "unseen": LATE,
-    "unmatched": "[compare the ids](trouble.md#everything-is-unmatched)",
+    "unmatched": "[compare the ids](#everything-is-unmatched)",
     "unmatchable": "[write a key rule](own-provider.md)",
-    "ambiguous": f"[record the recipient](trouble.md#ambiguous-after-a-campaign), or {LINK}",
-    "tenant_mismatch": "[record the right tenant](trouble.md#everything-is-tenant_mismatch)",
+    "ambiguous": f"[record the recipient](#ambiguous-after-a-campaign), or {LINK}",
+    "tenant_mismatch": "[record the right tenant](#everything-is-tenant_mismatch)",
     "recipient_mismatch": f"record one delivery per recipient, or {LINK}",
     "failed": "the log has the SQLSTATE",
     "expired": f"`sweep --event`, or {LINK}",
@@ -517,16 +517,13 @@ def _names(*modules: ModuleType) -> list[str]:
 
 
 def states() -> str:
-    """Return what each state of an event means, who shows it, and what to do."""
-    rows = ["| state | shown by | what it means | what to do |", "|---|---|---|---|"]
+    """Return what each state of an event means, and what to do."""
+    rows = ["| state | what it means | what to do |", "|---|---|---|"]
     for state in dict.fromkeys((*OUTCOMES, *OPEN_STATES, *EVENT_STATES)):
-        shown = ["sweep"] * (state in OUTCOMES)
-        shown += ["status"] * (state in OPEN_STATES and state != "expired") + ["orphans"] * (state in OPEN_STATES)
-        shown += ["explain"] * (state in EVENT_STATES and state != "unseen")
         meaning = sentences(MEANINGS[state].sentence) + MORE_ON_STATES.get(state, "")
         if state == "skipped":
             meaning += " " + " ".join(f"`{name}`: {MEANINGS[name].sentence}." for name in SKIPPED)
-        rows.append(f"| `{state}` | {', '.join(shown)} | {meaning} | {STEPS.get(state, 'nothing')} |")
+        rows.append(f"| `{state}` | {meaning} | {STEPS.get(state, 'nothing')} |")
     return "\n".join(rows) + "\n"
 
 
@@ -616,25 +613,52 @@ def _described(docstring: str) -> Iterator[str]:
             yield f"\n{heading}" + "".join(f"- {entry}\n" for entry in specific)
 
 
+GUIDES = {
+    "sweep": "sweeps.md",
+    "follow": "sweeps.md#follow-as-a-process",
+    "migrate": "upgrading.md",
+    "status": "trouble.md#is-everything-all-right",
+    "find": "trouble.md#from-an-address-to-an-answer",
+    "orphans": "trouble.md#what-is-open-and-why",
+    "erase": "personal-data.md#erase-a-person",
+    "explain": "trouble.md#my-delivery-stays-dispatched",
+    "doctor": "doctor.md",
+    "link": "trouble.md#link-it-manually",
+    "listen": "live-updates.md",
+    "dispatch": "handlers.md",
+    "receive": "receiving.md#as-a-process",
+    "trigger": "receiving.md#try-it-on-localhost",
+    "rekey": "own-provider.md",
+    "serve": "dashboard.md",
+}
+"""The page that shows how to use a subcommand."""
+
+
 def subcommands() -> str:
-    """Return what each subcommand does, with its options and examples, as sections of a page."""
+    """Return what each subcommand does, with its options and a guide, as sections of a page."""
     parts = []
     for name in command.list_commands(click.Context(command)):
         subcommand = command.get_command(click.Context(command), name)
         if subcommand is None:
             continue
-        options = "".join(f"- `{_usage(param)}`: {param.help}{_bounds(param)}\n" for param in _options(subcommand))
+        own = [param for param in _options(subcommand) if not _is_common(param)]
+        common = ", ".join(f"`{_usage(param)}`" for param in _options(subcommand) if _is_common(param))
+        options = "".join(f"- `{_usage(param)}`: {param.help}{_bounds(param)}\n" for param in own)
+        options += f"- {common}\n" if common else ""
         usage = " ".join(["mailglass-reconcile", name, *["[OPTIONS]"] * bool(options), *_arguments(subcommand)])
-        epilog = textwrap.dedent((subcommand.epilog or "").replace(chr(8), "")).strip()
-        epilog = "" if epilog == f"Example: mailglass-reconcile {name}" else epilog
-        examples = f"\n```text\n{epilog}\n```\n" if epilog else ""
-        text = f"## {name}\n\n`{usage}`\n\n{inspect.cleandoc(subcommand.help or '')}\n\n{options}{examples}"
+        more = f"More: [{GUIDES[name].partition('.')[0]}]({GUIDES[name]})\n\n" if name in GUIDES else ""
+        text = f"## {name}\n\n`{usage}`\n\n{inspect.cleandoc(subcommand.help or '')}\n\n{more}{options}"
         parts.append(text.rstrip("\n") + "\n")
     return "\n".join(parts)
 
 
 def _options(subcommand: click.Command) -> list[click.Option]:
     return [param for param in subcommand.params if isinstance(param, click.Option) and not param.hidden]
+
+
+def _is_common(option: click.Option) -> bool:
+    """Return True for an option that the top of the page explains for all subcommands."""
+    return option.opts[0] in ("--json", "--tenant") or option.help == "Do not ask for confirmation."
 
 
 def _usage(option: click.Option) -> str:

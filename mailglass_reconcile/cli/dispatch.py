@@ -42,12 +42,9 @@ _ATTEMPTS: dict[State, str] = {"waiting": "next attempt", "dead": "died"}
 
 EXAMPLES = """\b
 Examples:
-  mailglass-reconcile dispatch
-  mailglass-reconcile dispatch --waiting
   mailglass-reconcile dispatch --dead --handler suppress
   mailglass-reconcile dispatch --retry 0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10
   mailglass-reconcile dispatch --replay bounced --since 7d
-  mailglass-reconcile dispatch --forget bounced
   mailglass-reconcile dispatch --rename shop.mail.suppress shop.handlers.suppress
 """
 

@@ -24,9 +24,7 @@ COLOURS = {OK: "green", WARNING: "yellow", ERROR: "red"}
 EXAMPLES = """
 \b
 Examples:
-  mailglass-reconcile doctor
   mailglass-reconcile doctor --json | jq '.findings[] | select(.status != "ok")'
-  mailglass-reconcile doctor --repair
 """
 
 
@@ -35,15 +33,14 @@ Examples:
 @click.option(
     "--repair",
     is_flag=True,
-    help="Repair the table of open orphans first. This reads all orphans up to the maximum age.",
+    help="First repair the table of open events from the ledger, which may take minutes.",
 )
 @click.option("--verbose", "-v", is_flag=True, help="Print the checks that are ok, too.")
 def doctor(as_json: bool, repair: bool, verbose: bool) -> None:
     """Check Postgres, Redis, Celery, settings and the newest rows, and print how to fix what is wrong.
 
-    Each finding is a warning or an error, with its cause and a step that fixes it. The most severe is printed last,
-    above the total. The exit code is 1 if there is an error. Run it with the environment of the worker. If you use your
-    own Celery app, name its module in MAILGLASS_IMPORTS.
+    Read the last finding first: it is the worst. Exits with 1 if there is an error. Run it with the environment of the
+    worker, and name the module of your own Celery app in MAILGLASS_IMPORTS.
     """
     findings = checks.diagnose(_cluster if runtime.available() else None, repair=repair)
     counts = Counter(finding.status for finding in findings)

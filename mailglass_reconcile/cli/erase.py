@@ -14,7 +14,7 @@ from mailglass_reconcile.record.erasure import Erased
 
 EXAMPLES = """\b
 Examples:
-  mailglass-reconcile erase - --dry-run                   # then type or paste the address
+  mailglass-reconcile erase - --dry-run                   # then type the address
   mailglass-reconcile erase - --tenant acme --yes --json < address.txt | jq .not_reached
 """
 
@@ -30,9 +30,8 @@ def erase(address: str, tenant: str | None, dry_run: bool, yes: bool, as_json: b
 
     Pass - to read the address from standard input: shells and process lists keep arguments.
 
-    The command counts the rows first, and asks for confirmation. Events in the ledger are kept: they hold no address,
-    unless your application stored one there. On tables that Mailglass made, addresses are removed from open events
-    only.
+    It counts the rows first, and asks. Events in the ledger are kept: they hold no address, unless your application
+    stored one there. On tables that Mailglass made, addresses are removed from open events only.
     """
     try:
         target = erasure.validate_erasure(argument(address), tenant)

@@ -19,7 +19,6 @@ from mailglass_reconcile.rules.times import format_time
 
 EXAMPLES = """\b
 Examples:
-  mailglass-reconcile explain 0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10
   mailglass-reconcile explain --message-id '<20261125.1@mail.example.com>'
   mailglass-reconcile explain --json 0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10 | jq -r '.remedy[]'
 """
@@ -34,8 +33,7 @@ NO_EVENT = "no event is linked to it, and no open event has its message id"
 def explain(id_: UUID | None, message_id: str | None, as_json: bool) -> None:
     """Show why one event is linked or not, and what must change.
 
-    The output begins with what happened to the delivery, and where to look next. For a delivery or a message, the
-    latest events are explained first, then the open events that name the message.
+    For a delivery or a message, the latest events are explained first, then the open events that name the message.
     """
     if (id_ is None) == (message_id is None):
         raise click.UsageError("pass an EVENT_ID, a DELIVERY_ID or --message-id")

@@ -26,7 +26,7 @@ from mailglass_reconcile.store.listing import ListedEvent
 
 EXAMPLES = """\b
 Examples:
-  mailglass-reconcile find -                      # then type or paste the address: no shell keeps it
+  mailglass-reconcile find -                      # then type the address
   mailglass-reconcile find m-2 --tenant acme
   mailglass-reconcile find - --json < address.txt | jq -r .id
 """
@@ -49,10 +49,9 @@ MAX_LIMIT = 10_000
 def find(term_text: str, tenant: str | None, limit: int, as_json: bool) -> None:
     """Find the deliveries and open events of an address, a message or an id, each with its next command.
 
-    WHAT is an address, a message id, or the id of an event or a delivery. With - it is read from standard input,
-    because shells and process lists keep arguments. The newest are printed first, and no address is printed.
-
-    An address is found in any spelling. Exits with 1 if nothing is found.
+    WHAT is an address, a message id, or the id of an event or a delivery, in any spelling. With - it is read from
+    standard input, because shells and process lists keep arguments. No address is printed. Exits with 1 if nothing is
+    found.
     """
     try:
         term = search.parse_term(argument(term_text), tenant)

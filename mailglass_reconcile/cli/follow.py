@@ -42,7 +42,6 @@ FINISH_SECONDS = 10.0
 
 EXAMPLES = """\b
 Examples:
-  mailglass-reconcile follow
   mailglass-reconcile follow --interval 1 --json
 """
 
@@ -61,7 +60,7 @@ Examples:
 def follow(interval: float, tenant: str | None, as_json: bool) -> None:
     """Link events as soon as their delivery exists, until SIGTERM or Ctrl-C.
 
-    Survives restarts of Postgres and Redis. Keep the sweep every five minutes as well: it links what this one missed.
+    Survives restarts of Postgres and Redis. Keep the sweep every five minutes as well: it links what this missed.
     """
     sys.exit(Follower(interval, tenant, as_json).run())
 

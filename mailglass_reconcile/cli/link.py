@@ -41,8 +41,7 @@ def link(event_id: UUID, delivery_id: UUID, reason: str, dry_run: bool, yes: boo
     """Link one event to the delivery that you choose; only their tenant must be the same.
 
     Use it for an event that no sweep links: it is ambiguous, unmatched, unmatchable, expired, or about another
-    recipient. The command shows event and delivery, and asks for confirmation. The ledger keeps your user name and the
-    reason. A link cannot be undone.
+    recipient. It asks first. The ledger keeps your user name and the reason. A link cannot be undone.
     """
     try:
         manual_link_request = manual_link.validate_link(event_id, delivery_id, reason)

@@ -30,8 +30,8 @@ Examples:
 def listen(tenant: str | None, delivery: UUID | None, as_json: bool) -> None:
     """Print broadcasts as they are published, each event once, until you press Ctrl-C.
 
-    If the connection to Redis is lost, a line on standard error says so, and the command reconnects. Pub/sub does not
-    replay the broadcasts that were published meanwhile.
+    If the connection to Redis is lost, it reconnects, and standard error says so. Pub/sub does not replay the
+    broadcasts that were published meanwhile.
     """
     _on_signal(lambda number: sys.exit(_exit_code(number)))
     signals: list[int] = []

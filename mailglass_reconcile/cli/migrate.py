@@ -12,10 +12,8 @@ from mailglass_reconcile.cli.output import confirm, require_terminal
 EXAMPLES = """\b
 Examples:
   mailglass-reconcile migrate --plan > plan.sql
-  mailglass-reconcile migrate
   mailglass-reconcile migrate --check || echo "run migrate first"
   mailglass-reconcile migrate --grants > grants.sql
-  mailglass-reconcile migrate --remove
   mailglass-reconcile migrate --remove --tables
 """
 

@@ -24,8 +24,7 @@ from mailglass_reconcile.store.listing import EXPIRED, Cause, ListedEvent, ListF
 EXAMPLES = """\b
 Examples:
   mailglass-reconcile orphans --state ambiguous --tenant acme
-  mailglass-reconcile orphans --state unmatched --limit 10
-  mailglass-reconcile orphans --recipient -       # then type or paste the address: no shell keeps it
+  mailglass-reconcile orphans --recipient -       # then type the address
   mailglass-reconcile orphans --expired --json | jq -r .event_id
 """
 
@@ -34,40 +33,42 @@ SHOWN_IDS = 3
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--state", type=click.Choice(OPEN_STATES), help="List orphans in this state only.")
-@click.option("--tenant", "tenant_id", metavar="ID", help="List orphans of this tenant only.")
-@click.option("--provider", metavar="NAME", help="List orphans of this provider only, in any spelling.")
-@click.option("--type", metavar="TYPE", help="List orphans of this type only, such as bounced.")
-@click.option("--message-id", metavar="ID", help="List orphans with this message id only, in any spelling.")
+@click.option("--state", type=click.Choice(OPEN_STATES), help="List events in this state only.")
+@click.option("--tenant", "tenant_id", metavar="ID", help="List events of this tenant only.")
+@click.option("--provider", metavar="NAME", help="List events of this provider only, in any spelling.")
+@click.option("--type", metavar="TYPE", help="List events of this type only, such as bounced.")
+@click.option("--message-id", metavar="ID", help="List events with this message id only, in any spelling.")
 @click.option(
     "--recipient",
     metavar="ADDRESS|-",
-    help="List orphans about this address only. Pass - to read it from standard input.",
+    help="List events about this address only. Pass - to read it from standard input.",
 )
-@click.option("--expired", is_flag=True, help="List expired orphans, which are older than the maximum age.")
+@click.option(
+    "--expired",
+    is_flag=True,
+    help="List events older than the maximum age, the oldest first, with what matches each one now.",
+)
 @click.option(
     "--limit",
     type=click.IntRange(1, 10_000),
     default=50,
     show_default=True,
     metavar="N",
-    help="Print at most N orphans.",
+    help="Print at most N events.",
 )
 @click.option("--after", type=click.UUID, metavar="EVENT_ID", help="Start after this event, to get the next page.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per orphan.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per event.")
 def orphans(expired: bool, limit: int, after: Any, as_json: bool, **filters: Any) -> None:
-    """List open orphans (events without a delivery), the newest first, with their state at the last sweep.
+    """List open events (stored before their delivery), the newest first, with their state at the last sweep.
 
-    --expired lists expired orphans by tenant, the oldest first, with what matches each one now.
-
-    Prints a summary to standard error: totals by cause, when they were counted, and the command for the next page. The
-    recipient of an orphan is known only while it is open, and never shown.
+    Standard error gets a summary: totals by cause, when they were counted, and the command for the next page. No
+    recipient is shown.
     """
     if expired and filters["state"] not in (None, EXPIRED):
         raise click.UsageError("--expired and --state cannot be combined")
     selection = pages.make_filter(**{**_validate(filters), "state": EXPIRED if expired else filters["state"]})
     if selection.state == EXPIRED and selection.recipient:
-        raise click.UsageError("the recipient of an expired orphan is no longer known: leave out --recipient")
+        raise click.UsageError("the recipient of an expired event is no longer known: leave out --recipient")
     begin, database = None if after is None else str(after), runtime.database()
     counting = not (as_json or begin)
     try:

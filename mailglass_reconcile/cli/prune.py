@@ -15,7 +15,6 @@ from mailglass_reconcile.rules.times import format_time
 
 EXAMPLES = """\b
 Examples:
-  mailglass-reconcile prune --dry-run
   mailglass-reconcile prune --json | jq .expired
 """
 
@@ -40,9 +39,9 @@ STEPS = {
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, or with --dry-run one per step.")
 def prune(dry_run: bool, as_json: bool) -> None:
-    """Delete what is older than its retention, and repair the table of open orphans from the ledger.
+    """Delete what is older than its retention, and repair the table of open events.
 
-    If a step fails, a line on standard error says so, the other steps still run, and the exit code is 1.
+    If a step fails, the others still run, and the exit code is 1.
     """
     if dry_run:
         _preview(as_json)

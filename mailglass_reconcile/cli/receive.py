@@ -16,7 +16,6 @@ EXAMPLES = """\b
 Examples:
   MAILGLASS_WEBHOOK_SECRETS=postmark=user:password,mailgun=KEY mailglass-reconcile receive
   MAILGLASS_WEBHOOK_SECRETS=@secrets.txt mailglass-reconcile receive --host 0.0.0.0 --port 8081
-  curl http://127.0.0.1:8081/healthz
 """
 
 
@@ -25,13 +24,11 @@ Examples:
 def receive(host: str, port: int) -> None:
     """Receive providers' webhooks and record them. Needs the extra `webhooks`.
 
-    Providers post to /PROVIDER, for example /sendgrid; any path prefix is accepted. Set MAILGLASS_WEBHOOK_SECRETS to a
-    comma-separated list of provider=secret pairs, or to @FILE with one pair per line. For providers that don't sign,
-    the secret is USER:PASSWORD. A provider may have two secrets while you replace one. Each webhook is one line on
-    standard error.
+    Providers post to /PROVIDER, for example /sendgrid, after any prefix. Set MAILGLASS_WEBHOOK_SECRETS to
+    provider=secret pairs, separated by commas, or to @FILE with one pair per line. For providers that don't sign, the
+    secret is USER:PASSWORD. Each webhook is one line on standard error.
 
-    GET /healthz returns 200 while the process runs. If MAILGLASS_WEB_TOKEN is set, GET /metrics returns counters for
-    Prometheus to requests with that token.
+    GET /healthz returns 200 while the process runs. With MAILGLASS_WEB_TOKEN set, GET /metrics serves Prometheus.
     """
     try:
         from mailglass_reconcile import server  # noqa: PLC0415 - its library is an extra

@@ -16,8 +16,7 @@ BATCH_ROWS = 5_000
 def rekey() -> None:
     """Read the message ids of all open events again, after you have corrected a key rule.
 
-    The next sweep does it. Recipients are kept. Set MAILGLASS_IMPORTS for the process that sweeps, so that it loads
-    your rules.
+    The next sweep does it; its MAILGLASS_IMPORTS must name your rules.
     """
     with runtime.database().connect() as connected:
         with connected.reading() as tx:

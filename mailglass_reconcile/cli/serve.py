@@ -14,7 +14,6 @@ from mailglass_reconcile.settings import load_web_token
 
 EXAMPLES = """\b
 Examples:
-  mailglass-reconcile serve
   MAILGLASS_WEB_TOKEN="$(cat token)" mailglass-reconcile serve --host 0.0.0.0 --port 8443
   printf 'header = "Authorization: Bearer %s"' "$(cat token)" | curl -K - http://mail.example.com:8443/readyz
 """
@@ -28,8 +27,8 @@ CONNECTIONS = 8
 def serve(host: str, port: int) -> None:
     """Serve the read-only dashboard. Needs the extra `web`.
 
-    Anyone with the token MAILGLASS_WEB_TOKEN can see the dashboard. If it is not set, the command prints a new token,
-    and accepts only an address of this machine as --host.
+    Anyone with the token MAILGLASS_WEB_TOKEN sees all tenants. If it is not set, the command prints a new token, and
+    accepts only an address of this machine as --host.
     """
     try:
         from mailglass_reconcile import server  # noqa: PLC0415 - its libraries are an extra

@@ -21,7 +21,6 @@ from mailglass_reconcile.rules.times import format_time
 
 EXAMPLES = """\b
 Examples:
-  mailglass-reconcile status
   watch mailglass-reconcile status
   mailglass-reconcile status --check --max-lag 30m || echo "look at doctor"
   mailglass-reconcile status --json | jq .problems
@@ -44,7 +43,7 @@ Examples:
 def status(tenant: str | None, check: bool, max_lag: float, as_json: bool) -> None:
     """Show how linking is going: open events by state, the last runs, and what is wrong.
 
-    Open orphans are shown as the last full sweep left them. `sweep --dry-run` counts them now.
+    Open events are shown as the last full sweep left them. `sweep --dry-run` counts them now.
     """
     if check and as_json:
         raise click.UsageError("--check and --json exclude each other")

@@ -32,8 +32,8 @@ def trigger(provider: str, type_: str, message_id: str, url: str | None, recipie
     """Send a sample webhook, signed as the provider signs, to try an installation without its account.
 
     It is signed with the secret of MAILGLASS_WEBHOOK_SECRETS. TYPE is a type of event that the provider can send, such
-    as delivered, opened or bounced. The receiver records it as any other webhook: for good, or as long as you keep
-    events. SendGrid, Postal, Amazon SES and Scaleway sign with a private key, so their webhooks cannot be imitated.
+    as delivered, opened or bounced. The receiver records it like any other webhook. SendGrid, Postal, Amazon SES and
+    Scaleway sign with a private key, so their webhooks cannot be imitated.
     """
     try:
         record = registry.load_provider(provider)

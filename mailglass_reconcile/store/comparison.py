@@ -164,7 +164,7 @@ class Difference(NamedTuple):
         if self.step.name == schema.GUARD:
             return ", so TRUNCATE would empty the ledger"
         if self.subject == "triggers":
-            return ", so the ledger can be changed" if self.step.only_on else ", so new orphans are not noticed"
+            return ", so the ledger can be changed" if self.step.only_on else ", so new events are not noticed"
         if self.step.kind == "index" and not self.step.is_unique:
             return ", so no sweep runs" if self.step.name == deliveries.INDEX else ", so statements read whole tables"
         return "" if self.step.kind == "table" else ", so nothing can be recorded or linked"

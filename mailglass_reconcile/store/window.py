@@ -245,7 +245,7 @@ class Window(NamedTuple):
     def warn(self) -> None:
         """Log a warning about missing triggers, before anything is swept."""
         if not self.triggers:
-            problem = "a trigger on mailglass_events is missing or disabled: new orphans are not noticed"
+            problem = "a trigger on mailglass_events is missing or disabled: new events are not noticed"
             logger.warning(with_local_names(f"{problem}: run `mailglass-reconcile migrate`"))
 
 

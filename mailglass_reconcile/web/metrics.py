@@ -80,7 +80,7 @@ def _history(snapshot: MetricsSnapshot) -> Iterator[Metric]:
         unchecked += counts["linked_unchecked"]
         messages["published"] += counts["published"]
         messages["failed"] += counts["publish_failed"]
-    help_ = "Sweeps, prunes and dispatches, by kind and by how they ended; a recent sweep counts once per tick"
+    help_ = "Sweeps, prunes and dispatches, by kind and by how they ended"
     yield make_counter("runs", help_, ("kind", "status"), runs.items())
     seconds = {kind: duration_ms / 1000 for kind, duration_ms in milliseconds.items()}
     yield make_counter("run_seconds", "How long they took", ("kind",), samples_by_label(seconds))

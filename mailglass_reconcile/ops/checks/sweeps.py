@@ -104,8 +104,8 @@ def prune(context: CheckContext) -> Iterator[Finding]:
     history = context.history
     if history.unpruned_seconds > PRUNE_LATE_SECONDS:
         yield error(
-            f"nothing was pruned for {format_duration(history.unpruned_seconds)}: tables grow, and expired orphans"
-            " stay open",
+            f"nothing was pruned for {format_duration(history.unpruned_seconds)}: tables grow, and expired events"
+            " stay in the table of open ones",
             "run `mailglass-reconcile prune`, and let beat or cron run it daily",
             (*DATABASE_CHECKS, *WORKER_CHECKS, "beat"),
         )
