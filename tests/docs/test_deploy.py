@@ -195,3 +195,22 @@ def test_a_worker_has_time_to_end_a_sweep_and_there_is_one_beat():
         "mailglass-receive": alive,
         "mailglass-web": alive,
     }
+
+
+def test_the_page_has_the_replicas_and_the_resources_of_the_manifests():
+    """The memory that was measured is below what is requested."""
+    rows = re.findall(r"^\| (?:Job )?`(mailglass-\w+)` \| ([^|]*) \| (\w+) \| ([^|]*) \| (\d+) MiB \|", TEXT, re.M)
+    assert {name for name, *_ in rows} == set(PODS)
+    deployed = [row for row in OBJECTS if "template" in row.get("spec", {})]
+    replicas = {row["metadata"]["name"]: row["spec"].get("replicas", "one") for row in deployed}
+    for name, count, login, resources, used in rows:
+        (container,) = PODS[name]["containers"]
+        requests, limit = container["resources"]["requests"], container["resources"]["limits"]["memory"]
+        cpu = int(requests["cpu"].removesuffix("m")) / 1000
+        assert resources == re.sub(r"(\d)([GM]i)", r"\1 \2", f"{cpu:g}, {requests['memory']}, {limit}")
+        assert count.startswith(str(replicas[name]))
+        assert int(used) < int(requests["memory"].removesuffix("Mi"))
+        files = [item["key"] for volume in PODS[name]["volumes"] for item in volume.get("secret", {}).get("items", ())]
+        assert [key for key in files if key in SECRETS - {"redis-url", "web-token"} and key.endswith("-url")] == [
+            f"{login}-url" for _ in range(login != "none")
+        ]

@@ -170,8 +170,8 @@ def test_kubernetes_from_the_readme_to_a_recorded_webhook(
     url = make_url(empty_database_url)
     server_roles(empty_database_url, *ROLES, "mailglass_owner")
     places = {
-        "postgresql://postgres:secret@postgres:5432/app": empty_database_url,
-        "postgresql://mailglass_$role:change-me@postgres:5432/app": empty_database_url.replace(
+        "postgresql://postgres@postgres:5432/app": empty_database_url,
+        "postgresql://mailglass_$role:$(cat $role-password)@postgres:5432/app": empty_database_url.replace(
             f"//{url.username}", "//mailglass_$role"
         ),
         "redis://redis:6379/0": redis_url,

@@ -55,7 +55,6 @@ NOT_RUN = {
     ("README.md", "it needs Docker"),
     ("with-mailglass.md", "it needs Docker; tests/cli/test_follow.py runs `follow`"),
     ("deploy.md", "it needs a registry"),
-    ("deploy.md", "tests/store/migration/test_dump.py dumps and restores"),
     ("deploy.md", "no nginx is installed here"),
     ("deploy.md", "no systemd is running here; a test reads the units"),
     ("deploy.md", "tests/docs/test_kubernetes.py follows these steps"),
