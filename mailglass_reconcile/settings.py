@@ -108,9 +108,8 @@ class Settings(BaseSettings):
         imports: Modules to import in every process, separated by commas: your handlers (`docs/handlers.md`), key rules
             and readers (`docs/own-provider.md`). If one is missing, commands that only read print a warning and
             continue.
-        web_token: The dashboard's token, at least 16 characters. Anyone with it sees the events of all tenants. If it
-            is not set, `serve` makes one and prints it. With it, `receive` serves `/metrics`
-            (`docs/monitoring.md#receivers`).
+        web_token: The dashboard's token, at least 16 characters. If it is not set, `serve` makes one and prints it.
+            With it, `receive` serves `/metrics` (`docs/monitoring.md#receivers`).
         web_secure_cookie: `true`: browsers send the dashboard's cookie over HTTPS only. Set it behind a proxy that ends
             TLS.
         webhook_secrets: `provider=secret` pairs, separated by commas, or `@` and the path of a file with one pair on
@@ -126,8 +125,7 @@ class Settings(BaseSettings):
             reported (`docs/doctor.md#reports`). `infinity` turns this off, such as for webhooks that report bounces
             only.
         retention_succeeded_days: Days before finished jobs of handlers, and succeeded raw webhooks, are deleted.
-            `infinity` keeps them. Only Mailglass stores raw webhooks, and on its tables they are deleted only if you
-            set this.
+            `infinity` keeps them. Mailglass's raw webhooks are deleted only if you set this.
         retention_dead_days: The same for dead jobs, and dead raw webhooks.
         retention_failed_days: The same for failed raw webhooks.
         retention_events_days: Days before events are deleted, on tables that `migrate` made
