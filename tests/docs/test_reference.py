@@ -5,6 +5,7 @@ import re
 import pytest
 import reference
 
+import commands
 import mailglass_reconcile
 from mailglass_reconcile import webhooks
 
@@ -38,3 +39,8 @@ def test_a_generated_block_that_was_changed_by_hand_is_named_with_the_command(mo
     monkeypatch.setattr(reference, "links", lambda: "other\n")
     with pytest.raises(SystemExit, match=r"^run `python docs/reference\.py`, which changes providers\.md$"):
         reference.main(["--check"])
+
+
+def test_every_subcommand_has_a_section():
+    headings = re.findall(r"^## (\w+)$", (reference.DOCS / "command-line.md").read_text(), re.M)
+    assert set(headings) == set(commands.SUBCOMMANDS) >= set(reference.GUIDES)
