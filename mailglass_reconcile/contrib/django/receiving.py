@@ -90,10 +90,12 @@ def _find_tenant(view: WebhookView, request: HttpRequest) -> str:
 
 
 def _public_url(view: WebhookView, request: HttpRequest, provider: str) -> str | None:
+    """Return the webhook's public URL if its provider signs it: the application's function may need a database."""
+    if not registry.get_provider(provider).authentication.signs_url:
+        return None
     base = view.url(request) if callable(view.url) else view.url
     url = public_url(provider, base, query=request.META.get("QUERY_STRING", ""))
-    needs_url = registry.get_provider(provider).authentication.signs_url
-    return url or (request.build_absolute_uri() if needs_url else None)  # raises DisallowedHost
+    return url or str(request.build_absolute_uri())  # raises DisallowedHost
 
 
 def _group(
