@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError, set_local_names
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class _Configuration:
@@ -64,7 +66,7 @@ def configure(
 
         pubsub.require_timeouts(redis)
     _Configuration.engine, _Configuration.redis, _Configuration.settings = engine, redis, settings
-    reread_settings()
+    _reread_settings()
 
 
 def configure_framework(
@@ -87,7 +89,7 @@ def configure_framework(
         staticmethod(open_handlers_connection) if open_handlers_connection else None
     )
     _FrameworkConfiguration.values = values
-    reread_settings()
+    _reread_settings()
 
 
 def framework_handlers_connection() -> Callable[[], AbstractContextManager[Any]] | None:
@@ -105,18 +107,28 @@ def _framework_engine() -> sa.Engine | None:
     return make_engine() if make_engine else None
 
 
-def reread_settings() -> None:
-    """Clear the cached settings, and the engine and clients made from them."""
-    for function in (get_settings, database, _own_engine, _own_redis):
+_cached_functions: list[Any] = []
+
+
+def cleared_with_settings(cached_function: Function) -> Function:
+    """Clear the cache of a function of `functools` when the settings, from which its results are made, change."""
+    _cached_functions.append(cached_function)
+    return cached_function
+
+
+def _reread_settings() -> None:
+    for function in _cached_functions:
         function.cache_clear()
 
 
+@cleared_with_settings
 @cache
 def get_settings() -> Settings:
     """Return the configured settings, or those of the framework and of the environment, read once per process."""
     return _Configuration.settings or Settings(**_FrameworkConfiguration.values)
 
 
+@cleared_with_settings
 @cache
 def database() -> Database:
     """Return this process's database, the engine with the settings, without connecting."""
@@ -194,6 +206,7 @@ def subscribe_async(tenant_id: str | None = None, delivery_id: str | UUID | None
     return AsyncSubscription(get_redis(), tenant_id, delivery_id)
 
 
+@cleared_with_settings
 @cache
 def _own_engine(settings: Settings) -> sa.Engine:
     from mailglass_reconcile.store import engines  # noqa: PLC0415 - loading it takes long
@@ -201,6 +214,7 @@ def _own_engine(settings: Settings) -> sa.Engine:
     return engines.create_engine(settings)
 
 
+@cleared_with_settings
 @cache
 def _own_redis(settings: Settings) -> redis_py.Redis:
     from mailglass_reconcile import pubsub  # noqa: PLC0415 - loading it takes long
@@ -233,6 +247,25 @@ def load_imports(*, only_warn: bool = False) -> None:
     """
     if imports := get_settings().imports:
         _load([name for part in imports.split(",") if (name := part.strip())], only_warn=only_warn)
+
+
+def load_imports_once() -> None:
+    """Import the modules of `MAILGLASS_IMPORTS`; if that has failed in this process, raise the same error again.
+
+    For callers whom strangers can make import: a module that fails would run for each of their requests.
+    """
+    if failure := _import_failure():
+        raise ConfigurationError(failure)
+
+
+@cleared_with_settings
+@cache
+def _import_failure() -> str | None:
+    try:
+        load_imports()
+    except ConfigurationError as error:
+        return str(error)
+    return None
 
 
 def _load(names: Sequence[str], *, only_warn: bool) -> None:

@@ -10,7 +10,7 @@ from mailglass_reconcile.providers import formats, registry
 def _load_custom_providers() -> None:
     from mailglass_reconcile import runtime  # noqa: PLC0415 - it imports SQLAlchemy; only a custom provider needs it
 
-    runtime.load_imports()
+    runtime.load_imports_once()
 
 
 def _count_format_warning(provider: str, type_: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from typing import Protocol, cast
 
 from mailglass_reconcile import runtime
@@ -80,7 +81,7 @@ class CallableSecrets:
 
     def __init__(self, function: SecretsFunction) -> None:
         self._function = function
-        runtime.load_imports()  # now, because a stranger's request for an unknown provider must not import anything
+        runtime.load_imports_once()  # now, as a stranger's request for an unknown provider must import nothing
 
     def may_have(self, provider: str) -> bool:
         return registry.is_known(provider)
@@ -108,8 +109,10 @@ def from_argument(secrets: SecretsArgument | None, settings: Settings) -> Secret
     return TenantSecrets(by_tenant)
 
 
+@runtime.cleared_with_settings
+@cache
 def from_setting(settings: Settings) -> SharedSecrets:
-    """Return the store for `MAILGLASS_WEBHOOK_SECRETS`."""
+    """Return the store for `MAILGLASS_WEBHOOK_SECRETS`, whose file is read once per process, unless that fails."""
     try:
         pairs = _parse(settings.webhook_secrets.get_secret_value().strip() if settings.webhook_secrets else "")
         if pairs:

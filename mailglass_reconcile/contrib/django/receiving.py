@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import cache
 
 from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest, HttpResponse, UnreadablePostError
 
-from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database, project, signals
 from mailglass_reconcile.contrib.django.views import WebhookView
-from mailglass_reconcile.errors import ConfigurationError, UnknownProviderError
+from mailglass_reconcile.errors import UnknownProviderError
 from mailglass_reconcile.providers import registry
 from mailglass_reconcile.receiver.admission import ClientDisconnectedError, ForeignHostError
 from mailglass_reconcile.receiver.log import log_recorded
@@ -41,8 +39,8 @@ def _respond(view: WebhookView, request: HttpRequest, provider: str) -> HttpResp
     """Answer a webhook, cheapest checks first; only the addresses of certificates are read before it is verified."""
     if request.method not in ("GET", "HEAD"):
         require_method(request.method, provider)
-    _require_provider(provider)
     store = view.load_secrets()
+    registry.get_provider(provider)
     if request.method in ("GET", "HEAD"):  # Mandrill and Unisender Go send one before they accept an address
         return _make_response(200, "ok")
     tenant = _find_tenant(view, request) if store.depends_on_tenant else None
@@ -63,23 +61,6 @@ def _respond(view: WebhookView, request: HttpRequest, provider: str) -> HttpResp
         webhook.confirm()
     log_recorded(incoming.provider, recorded)
     return _make_response(200, "ok")
-
-
-def _require_provider(provider: str) -> None:
-    """Raise `UnknownProviderError` unless a provider is known, if need be from the application's modules."""
-    if not registry.is_known(provider) and (failure := _load_imports(runtime.get_settings().imports)):
-        raise ConfigurationError(failure)
-    registry.get_provider(provider)
-
-
-@cache
-def _load_imports(_modules: str | None) -> str | None:
-    """Import the application's modules, and return why that fails; once, as strangers may send any provider's name."""
-    try:
-        runtime.load_imports()
-    except ConfigurationError as error:
-        return str(error)
-    return None
 
 
 def _find_tenant(view: WebhookView, request: HttpRequest) -> str:

@@ -170,7 +170,7 @@ WRONG = {"authorization": "Basic bm86bm8="}
         ("a large body", "post", "postmark", 413),
         ("a missing file of secrets", "post", "postmark", 503),
         ("a missing file of secrets", "post", "brevo", 429),
-        ("a missing module", "post", "ada@leak.example.com", 503),
+        ("a missing module", "post", "postmark", 503),
         ("a missing table", "post", "postmark", 503),
     ],
 )
@@ -184,7 +184,8 @@ def test_a_refused_webhook_is_logged_once_and_by_us_alone(db, caplog, cause, met
     if cause == "a missing table":
         db.broken.add("I3")
         db.run("ALTER TABLE mailglass_events RENAME TO hidden")
-    request = postmark(path=f"/webhooks/{provider}", **({} if cause == "a missing table" else {"headers": WRONG}))
+    is_verified = cause in ("a missing table", "a missing module")
+    request = postmark(path=f"/webhooks/{provider}", **({} if is_verified else {"headers": WRONG}))
     if cause == "a large body":
         request = postmark({**OPEN, "UserAgent": "x" * 2 * LARGE})
     mailglass_reconcile.configure(settings=settings)
@@ -198,6 +199,21 @@ def test_a_refused_webhook_is_logged_once_and_by_us_alone(db, caplog, cause, met
     assert len(caplog.records) == 1
     assert "leak" not in caplog.text
     assert "Traceback" not in caplog.text
+
+
+def test_a_file_of_secrets_is_read_once_as_the_application_does(db, tmp_path):
+    """To rotate a secret, a person adds the new one and restarts; a file in the middle of a change is not read."""
+    file = tmp_path / "secrets"
+    file.write_text(f"postmark={senders.AUTH}\n")
+    settings = runtime.get_settings().model_copy(update={"webhook_secrets": SecretStr(f"@{file}")})
+    mailglass_reconcile.configure(settings=settings)
+    assert post_over_wsgi(**postmark()).status_code == 200
+    file.unlink()
+    assert post_over_wsgi(**postmark({**OPEN, "MessageID": "m-2"})).status_code == 200
+    mailglass_reconcile.configure(settings=settings)
+    assert post_over_wsgi(**postmark()).status_code == 503
+    file.write_text(f"postmark={senders.AUTH}\n")
+    assert post_over_wsgi(**postmark()).status_code == 200, "one that was missing is read when it is there"
 
 
 def tenant_of(event):

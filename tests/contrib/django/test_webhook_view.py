@@ -188,17 +188,29 @@ def configured(db):
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
 
 
-def test_strangers_run_a_module_that_cannot_be_imported_only_once(db, app, anymail_settings, monkeypatch, tmp_path):
-    """Any name may be that of its provider, so each request is answered so that the provider repeats."""
+@pytest.mark.parametrize(
+    ("secrets", "statuses", "runs"),
+    [
+        ({"postmark": "me:acme", "pigeon": "me:acme"}, [503, 503, 503], "x"),
+        (lambda provider, tenant: "me:acme", [503, 503, 503], "x"),
+        ({"postmark": "me:acme"}, [503, 404, 404], "x"),
+    ],
+    ids=["of its provider", "of any", "of others"],
+)
+def test_strangers_run_a_module_that_cannot_be_imported_only_once(
+    db, app, anymail_settings, monkeypatch, tmp_path, secrets, statuses, runs
+):
+    """Nothing is recorded without its key rules. A name without a secret is not received, whatever the module has."""
     (tmp_path / "costly.py").write_text(
         "import pathlib\npathlib.Path(__file__ + '.runs').open('a').write('x')\n1 / 0\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     mailglass_reconcile.configure(settings=db.settings.model_copy(update={"imports": "costly"}))
-    with mount(re_path(ROUTE, webhook_view(secrets={"postmark": "me:acme"}))):
-        assert [post(f"/webhooks/{name}") for name in ("pigeon", "pigeon", "owl")] == [503] * 3
+    (tmp_path / "costly.py.runs").touch()
+    with mount(re_path(ROUTE, webhook_view(tenant="acme", secrets=secrets))):
+        assert [post(f"/webhooks/{name}") for name in ("postmark", "pigeon", "owl")] == statuses
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
-    assert (tmp_path / "costly.py.runs").read_text() == "x"
+    assert (tmp_path / "costly.py.runs").read_text() == runs
 
 
 @pytest.mark.parametrize(
