@@ -8,15 +8,15 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 from uuid import UUID
 
 from django.contrib import admin, messages
 from django.core.paginator import Paginator
-from django.http import Http404
+from django.db import ProgrammingError
+from django.http import Http404, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.formats import localize
@@ -76,6 +76,27 @@ class LargeTableAdmin(ReadOnlyMixin, admin.ModelAdmin):
     search_fields = ("id",)
     show_full_result_count = False
     sortable_by = ()
+
+    def changelist_view(self, request: Any, extra_context: Any = None) -> Any:
+        """Return the page of the list."""
+        return self._respond(request, super().changelist_view, extra_context)
+
+    def changeform_view(
+        self, request: Any, object_id: str | None = None, form_url: str = "", extra_context: Any = None
+    ) -> Any:
+        """Return the page of a row."""
+        return self._respond(request, super().changeform_view, object_id, form_url, extra_context)
+
+    def _respond(self, request: Any, view: Callable[..., Any], *arguments: Any) -> Any:
+        """Return a page; what Postgres refuses, such as for a missing privilege, is a message on the admin's index."""
+        try:
+            return view(request, *arguments)
+        except MailglassReconcileError as error:
+            reason = str(error)
+        except ProgrammingError as error:  # of a query of Django's
+            reason = _readers().describe(error)
+        self.message_user(request, f"This page cannot be shown: {reason}.", messages.ERROR)
+        return HttpResponseRedirect(reverse("admin:index", current_app=self.admin_site.name))
 
     def get_search_results(self, request: Any, queryset: Any, search_term: str) -> tuple[Any, bool]:
         if not search_term.strip():
@@ -197,7 +218,7 @@ class DeliveryAdmin(LargeTableAdmin):
         """Return a delivery with its summary and its events, or None."""
         delivery = super().get_object(request, object_id, from_field)
         if delivery is not None:
-            with suppress(MailglassReconcileError), _readers().reading() as tx:
+            with _readers().reading() as tx:
                 (delivery.details,) = _readers().deliveries.load_deliveries(tx, [str(delivery.pk)])
                 delivery.timeline = _readers().deliveries.load_events(
                     tx, [str(delivery.pk)], _readers().deliveries.MAX_EVENTS
