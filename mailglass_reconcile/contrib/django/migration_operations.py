@@ -25,6 +25,9 @@ from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.store.revision import REVISIONS
 
 LABEL = "mailglass_reconcile"
+OUR_TASKS = "mailglass_reconcile.tasks."
+DELETE_ENTRIES = f'manage.py shell -c "PeriodicTask.objects.filter(task__startswith={OUR_TASKS!r}).delete()"'
+"""The command that deletes django-celery-beat's rows; since Django 5.2, the shell imports all models."""
 
 logger = logging.getLogger(__name__)
 
@@ -115,11 +118,11 @@ def _describe_rest() -> Iterator[str]:
         )
     if apps.is_installed("django_celery_beat"):
         tasks = apps.get_model("django_celery_beat", "PeriodicTask").objects
-        count = tasks.filter(task__startswith="mailglass_reconcile.tasks.").count()
-        yield (
-            f"stays: {pluralize(count, 'entry', 'entries')} of django-celery-beat. Remove beat_schedule from the"
-            " settings, restart beat, and delete them in the admin"
-        )
+        if count := tasks.filter(task__startswith=OUR_TASKS).count():
+            yield (
+                f"stays: {pluralize(count, 'entry', 'entries')} of django-celery-beat. Remove beat_schedule from the"
+                f" settings, restart beat, and run `{DELETE_ENTRIES}`"
+            )
 
 
 def _run(

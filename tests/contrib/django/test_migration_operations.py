@@ -3,6 +3,7 @@
 import os
 import pkgutil
 import re
+import shlex
 import uuid
 
 import pytest
@@ -97,6 +98,7 @@ tick = IntervalSchedule.objects.create(every=5, period="minutes")
 PeriodicTask.objects.create(name="mailglass-reconcile", task="mailglass_reconcile.tasks.reconcile", interval=tick)
 PeriodicTask.objects.create(name="own", task="shop.tasks.own", interval=tick)
 """
+ENTRIES = "SELECT name FROM django_celery_beat_periodictask"
 OF_OURS = """
 SELECT relname FROM pg_class WHERE relname ~ '^mailglass'
  UNION ALL SELECT proname FROM pg_proc WHERE proname ~ '^mailglass'
@@ -109,24 +111,49 @@ SELECT relname FROM pg_class WHERE relname ~ '^mailglass'
 def test_the_page_on_removal_leaves_nothing_of_ours(manage, empty_database_url):
     """What stays is named by `zero`, too: rows of other apps of Django's, and the function of the ledger's trigger."""
     blocks = pages.chapter(pages.ROOT / "docs" / "upgrading.md", "From Django")
-    steps = [line.removeprefix("python manage.py ") for block in blocks[:-1] for line in pages.commands(block)]
+    steps = [line for block in blocks[:-1] for line in pages.commands(block)]
     assert manage("migrate", "-v", "0").returncode == 0
     assert manage("shell", "-c", BEAT).returncode == 0
     printed = ""
     for step in steps:
-        never_asked = ["--noinput"] if "zero" in step or "stale" in step else []
-        result = manage(*step.split(), *never_asked, **({"REMOVED": "1"} if "stale" in step else {}))
-        assert result.returncode == 0, result.stderr
-        printed += result.stdout
-    for words in (
-        "function mailglass_raise_immutability",
-        "remove_stale_contenttypes",
-        "1 entry of django-celery-beat",
-    ):
-        assert f"{words}" in printed
+        printed += run_step(manage, step)
+    for words in ("function mailglass_raise_immutability", "remove_stale_contenttypes"):
+        assert words in printed
+    assert "django-celery-beat" not in printed, "its entries were deleted in a step before"
     with sa.create_engine(make_url(empty_database_url).set(drivername="postgresql+psycopg")).begin() as driver:
         driver.exec_driver_sql(blocks[-1].text)
         assert driver.exec_driver_sql(OF_OURS).all() == []
+        assert driver.exec_driver_sql(ENTRIES).all() == [("own",)]
+
+
+@pytest.mark.slow
+def test_the_commands_that_zero_prints_remove_what_it_names(manage, empty_database_url):
+    """Rows that Django and django-celery-beat keep because of ours, and none of the project's own."""
+    assert manage("migrate", "-v", "0").returncode == 0
+    assert manage("shell", "-c", BEAT).returncode == 0
+    printed = run_step(manage, "python manage.py migrate mailglass_reconcile zero")
+    assert "stays: 1 entry of django-celery-beat" in printed
+    commands = re.findall(r"^stays: .* run `(manage\.py .*)`$", printed, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        run_step(manage, command)
+    with sa.create_engine(make_url(empty_database_url).set(drivername="postgresql+psycopg")).begin() as driver:
+        assert driver.exec_driver_sql("SELECT DISTINCT app_label FROM django_content_type ORDER BY 1").all() == [
+            ("auth",),
+            ("contenttypes",),
+            ("django_celery_beat",),
+        ]
+        assert driver.exec_driver_sql("SELECT count(*) FROM auth_permission WHERE codename ~ 'orphan'").all() == [(0,)]
+        assert driver.exec_driver_sql(ENTRIES).all() == [("own",)]
+
+
+def run_step(manage, line):
+    """Run a line of the page or of `zero`, without questions, and return its output; the last one after the removal."""
+    _, arguments = line.split("manage.py ")
+    unasked = ["--noinput"] if "zero" in line or "stale" in line else []
+    result = manage(*shlex.split(arguments), *unasked, **({"REMOVED": "1"} if "stale" in line else {}))
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @pytest.mark.slow
