@@ -105,7 +105,8 @@ def diagnose(celery: Callable[[], Cluster] | None, *, repair: bool = False) -> l
             repair_findings = _repair(connected) if repair else []
             database_findings += [*_check_database(connected), *repair_findings]
             history = _load_history(connected)
-            uses_celery = uses_celery and not (history and sweeps.runs_without_celery(history))
+            if uses_celery and history:
+                uses_celery = not sweeps.runs_without_celery(history, is_scheduled=_is_scheduled())
             expects_redis = expects_redis or (uses_celery and history is not None and sweeps.ran_with_celery(history))
     redis_findings, is_absent = _check_redis(is_expected=expects_redis)
     findings += redis_findings
@@ -172,6 +173,15 @@ def _has_broker() -> bool:
     from mailglass_reconcile.ops.checks import workers  # noqa: PLC0415 - Celery may be missing
 
     return workers.own_app() is not None
+
+
+def _is_scheduled() -> bool:
+    """Return True if the application has a Celery app whose schedule has sweeps."""
+    if "celery" not in sys.modules:
+        return False
+    from mailglass_reconcile.ops.checks import workers  # noqa: PLC0415 - Celery may be missing
+
+    return workers.schedules_sweeps()
 
 
 def _check_redis(*, is_expected: bool) -> tuple[list[Finding], bool]:

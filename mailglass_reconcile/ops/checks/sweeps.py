@@ -136,12 +136,19 @@ def ran_with_celery(history: RunHistory) -> bool:
     return history.beat_age is not None or history.success_origin in ("beat", "call")
 
 
-def runs_without_celery(history: RunHistory) -> bool:
+def runs_without_celery(history: RunHistory, *, is_scheduled: bool) -> bool:
     """Return True if full sweeps run in time although Celery gets no tasks.
 
-    Where beat has queued runs, they must have done so for an hour: someone may have swept while Celery is down.
+    Where beat has queued runs or should, they must have done so for an hour: someone may have swept while Celery is
+    down or not yet up.
+
+    Args:
+        history: The history of runs.
+        is_scheduled: True if the application's own schedule has an entry for sweeps.
     """
-    if history.beat_age is not None:
-        return history.beat_age > LATE_SECONDS and history.other_quarters == 4
+    if history.beat_age is not None and history.beat_age <= LATE_SECONDS:
+        return False
+    if history.beat_age is not None or is_scheduled:
+        return history.other_quarters == 4
     in_time = history.success_age is not None and history.success_age <= LATE_SECONDS
     return in_time and history.success_origin not in ("beat", "call")

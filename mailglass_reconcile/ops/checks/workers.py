@@ -37,6 +37,15 @@ def own_app() -> Celery | None:
     return _state._tls.current_app
 
 
+def schedules_sweeps() -> bool:
+    """Return True if the application's own Celery app has an entry for sweeps in its schedule."""
+    app = own_app()
+    try:
+        return app is not None and any(entry.get("task") == SWEEP_TASK for entry in app.conf.beat_schedule.values())
+    except Exception:  # the app reads its settings now; the checks of Celery report what they lack
+        return True
+
+
 class Cluster(ExitStack):
     """A Celery app, its broker, and what its workers say; each is asked once."""
 

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import redis
@@ -99,6 +100,19 @@ def test_a_manual_sweep_does_not_hide_that_celery_runs_none(site: Site) -> None:
         site.db.run(AGED)
     commands.run_forked(site.db, "sweep", **site.environment)
     assert findings(site)["celery"][0]["message"] == "Celery does not run the sweeps here"
+
+
+def test_a_first_manual_sweep_does_not_hide_that_a_new_celery_runs_none(site: Site) -> None:
+    """Beat has not queued a run yet, but the schedule of the application's app says that it should."""
+    commands.run_forked(site.db, "sweep", **site.environment)
+    assert states(findings(site, MAILGLASS_IMPORTS="worker"), "worker") == {"error"}
+    assert "worker" not in findings(site), "cron may have swept"
+    (Path(site.log.parent) / "unusable.py").write_text(
+        "from celery import Celery\napp = Celery('unusable')\napp.config_from_object('no_such_module')\n"
+    )
+    path = os.pathsep.join([str(site.log.parent), site.environment["PYTHONPATH"]])
+    result = findings(site, MAILGLASS_IMPORTS="unusable", PYTHONPATH=path)
+    assert states(result, "celery") == {"error"}
 
 
 POISON = {
