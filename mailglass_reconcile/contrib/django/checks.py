@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Iterator
 from copy import copy
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import anymail
@@ -105,10 +104,20 @@ def check_database(*, databases: Collection[str] | None = None, **_kwargs: Any) 
     return [problem for _, problem in problems]
 
 
+@register(deploy=True)
+def check_deployed_settings(**_kwargs: Any) -> list[CheckMessage]:
+    """Make errors of the serious warnings about settings: Django runs the checks of a deployment after all others."""
+    return _make_errors("settings")
+
+
 @register(Tags.database, deploy=True)
-def check_deployment(**_kwargs: Any) -> list[CheckMessage]:
-    """Make errors of the serious warnings: Django runs the checks of a deployment after all others."""
-    for problem in chain.from_iterable(_serious_warnings.values()):
+def check_deployed_database(**_kwargs: Any) -> list[CheckMessage]:
+    """Make errors of the doctor's errors, in the same way; since Django 6.1, only `--database` runs this."""
+    return _make_errors("database")
+
+
+def _make_errors(kind: str) -> list[CheckMessage]:
+    for problem in _serious_warnings.get(kind, ()):
         problem.level = ERROR
     return []
 
@@ -192,6 +201,7 @@ def _has_webhook_secrets() -> bool:
 
 
 def _read_settings() -> None:
+    runtime.load_imports()
     settings = runtime.get_settings()
     if settings.webhook_secrets:
         from mailglass_reconcile.receiver import secret_store  # noqa: PLC0415 - loading it takes long

@@ -124,6 +124,15 @@ def test_secrets_of_webhooks_may_be_a_setting_of_djangos_and_unusable_ones_are_e
     assert "PASSWORD" not in str(messages)
 
 
+def test_a_module_that_cannot_be_imported_is_an_error(project, monkeypatch):
+    """Without its key rules nothing is recorded: each webhook would be answered with 503."""
+    monkeypatch.setenv("MAILGLASS_IMPORTS", "no_such_module")
+    with override_settings(**GOOD, MAILGLASS_TENANT="acme"):  # which reads the settings again
+        (message,) = [message for message in run_checks() if message.id.startswith("mailglass_reconcile.")]
+    assert message.id == "mailglass_reconcile.E003"
+    assert message.msg == "MAILGLASS_IMPORTS: cannot import no_such_module (ModuleNotFoundError)."
+
+
 def test_a_missing_secret_is_an_error_of_a_deployment_only(project):
     """One check of a deployment in a process changes no later one."""
     with override_settings(**GOOD, ROOT_URLCONF="webhook_urls"):
@@ -220,6 +229,7 @@ def test_check_deploy_is_a_gate_and_no_finding_ends_djangos_own_commands(manage,
     (tmp_path / "shop" / "tests.py").write_text(TESTS)
     nothing = {"MAILGLASS_WEBHOOK_SECRETS": ""}
     assert findings_of(manage("check", "--database", "default", **nothing)) == (0, {"WARNINGS": ["W007", "schema"]})
+    assert findings_of(manage("check", "--deploy", **nothing)) == (1, {"ERRORS": ["W007"]})
     assert findings_of(manage(*gate, **nothing)) == (1, {"ERRORS": ["W007", "schema"]})
     result = manage(*gate)
     assert findings_of(result) == (1, {"ERRORS": ["schema"]})
