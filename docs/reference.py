@@ -453,7 +453,7 @@ NEWEST = {
     "psycopg": "3.3",
     "redis": "8.1",
     "alembic": "1.20",
-    "django": "6.0",
+    "django": "6.1",
     "django-anymail": "15.2",
     "starlette": "1.10",
     "uvicorn": "0.54",

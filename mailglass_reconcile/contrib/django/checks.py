@@ -12,6 +12,7 @@ from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import anymail
+import django
 from anymail.backends.base import AnymailBaseBackend
 from anymail.utils import get_anymail_setting
 from django.apps import apps
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from mailglass_reconcile.ops.checks import Finding
 
 TIMEOUT_MS = 2_000
+READS_MAILERS = django.VERSION >= (6, 1)
 READS_VERSION_1 = (15, 2)
 """The last known version of Anymail that reads only version 1 of MailerSend's webhooks."""
 
@@ -47,6 +49,12 @@ NO_ANYMAIL = Warning(
     "No e-mail backend is Anymail's, so sends are not recorded and events stay unlinked.",
     hint="Set EMAIL_BACKEND, or since Django 6.1 MAILERS, to one of Anymail's, such as"
     " anymail.backends.postmark.EmailBackend.",
+    id="mailglass_reconcile.W001",
+)
+MAILERS_NOT_READ = Warning(
+    f"Django {django.get_version()} does not read MAILERS, so mail is not sent by the backend there, nor recorded.",
+    hint="Set EMAIL_BACKEND to that backend in place of MAILERS, which is read since Django 6.1. Has pip installed an"
+    " older Django beside another package, such as django-celery-beat 2.9?",
     id="mailglass_reconcile.W001",
 )
 OTHER_IDS = Warning(
@@ -154,7 +162,7 @@ def _settings_problems() -> Iterator[CheckMessage]:
     if getattr(settings, "MAILGLASS_TENANT_REQUIRED", False) and getattr(settings, "MAILGLASS_TENANT", None) is None:
         yield NO_TENANT
     if not any(backend == TEST_BACKEND or _is_anymail_backend(backend) for backend in _backends()):
-        yield NO_ANYMAIL
+        yield MAILERS_NOT_READ if hasattr(settings, "MAILERS") and not READS_MAILERS else NO_ANYMAIL
     if not get_anymail_setting("generate_message_id", esp_name="SendGrid", default=True):
         yield OTHER_IDS
     if runtime.available() and not _is_scheduled(SWEEP_TASK):
@@ -231,8 +239,9 @@ def _report_configuration_error(number: str, read_setting: Callable[[], object])
 
 
 def _backends() -> set[str]:
-    mailers = getattr(settings, "MAILERS", None)  # since Django 6.1
-    return {mailer.get("BACKEND", "") for mailer in mailers.values()} if mailers else {settings.EMAIL_BACKEND}
+    if READS_MAILERS and hasattr(settings, "MAILERS"):  # then there is no EMAIL_BACKEND
+        return {mailer.get("BACKEND", "") for mailer in settings.MAILERS.values()}
+    return {settings.EMAIL_BACKEND}
 
 
 def _is_anymail_backend(backend: str) -> bool:

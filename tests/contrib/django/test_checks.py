@@ -5,6 +5,7 @@ import re
 import sys
 
 import anymail
+import django
 import pytest
 from celery import Celery, current_app
 from django.apps import apps
@@ -26,6 +27,10 @@ GOOD = {
     "EMAIL_BACKEND": "anymail.backends.postmark.EmailBackend",
     "CELERY_BEAT_SCHEDULE": {"sweeps": beat_schedule["mailglass-reconcile"]},
 }
+
+
+ANYMAIL_MAILERS = {"default": {"BACKEND": "anymail.backends.test.EmailBackend"}}
+READS_MAILERS = django.VERSION >= (6, 1)
 
 
 def find_reported_ids():
@@ -57,7 +62,8 @@ def bare_celery():
         ({"EMAIL_BACKEND": "django.core.mail.backends.locmem.EmailBackend"}, []),
         ({"EMAIL_BACKEND": "django.core.mail.backends.smtp.EmailBackend"}, ["W001"]),
         ({"EMAIL_BACKEND": "nowhere.EmailBackend"}, ["W001"]),
-        ({"MAILERS": {"default": {"BACKEND": "anymail.backends.test.EmailBackend"}}, "EMAIL_BACKEND": "x.Y"}, []),
+        ({"MAILERS": ANYMAIL_MAILERS, "EMAIL_BACKEND": "x.Y"}, [] if READS_MAILERS else ["W001"]),
+        ({"MAILERS": {}}, ["W001"] if READS_MAILERS else []),
         ({"ANYMAIL": {"SENDGRID_GENERATE_MESSAGE_ID": False}}, ["W002"]),
         ({"EMAIL_BACKEND": "anymail.backends.mailersend.EmailBackend", "ROOT_URLCONF": "anymail.urls"}, ["W006"]),
         ({"EMAIL_BACKEND": "anymail.backends.mailersend.EmailBackend"}, []),
@@ -77,6 +83,14 @@ def test_a_check_says_what_is_missing_and_nothing_else(anymail_django, changed, 
     """Each message can be silenced by its id."""
     with override_settings(**{**GOOD, **changed}):
         assert find_reported_ids() == [f"mailglass_reconcile.{number}" for number in expected]
+
+
+@pytest.mark.skipif(READS_MAILERS, reason="Django reads MAILERS")
+def test_mailers_that_an_older_django_ignores_are_named(anymail_django):
+    """A project that Django 6.1 has made has them, and django-celery-beat brings an older Django."""
+    with override_settings(EMAIL_BACKEND="django.core.mail.backends.smtp.EmailBackend", MAILERS=ANYMAIL_MAILERS):
+        (message,) = [message for message in run_checks() if message.id == "mailglass_reconcile.W001"]
+    assert message.msg.startswith(f"Django {django.get_version()} does not read MAILERS")
 
 
 @pytest.mark.usefixtures("other_database")
