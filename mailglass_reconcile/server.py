@@ -78,7 +78,7 @@ def run(app: Callable[..., Awaitable[None]], host: str, port: int) -> None:
             ws="none",
         )
         print(f"serving on {_address(listener)}; press Ctrl-C to stop", file=sys.stderr, flush=True)  # noqa: T201
-        _Server(config).run(sockets=[listener])
+        _UvicornServer(config).run(sockets=[listener])
 
 
 class BoundedProtocol(H11Protocol):
@@ -219,7 +219,7 @@ class BoundedProtocol(H11Protocol):
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 
 
-class _Server(uvicorn.Server):
+class _UvicornServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to serve, and restore the length of the queue, which asyncio sets to `ACCEPTED_AT_ONCE`."""
         await super().startup(sockets)

@@ -9,7 +9,7 @@ import sys
 
 from mailglass_reconcile import make_beat_schedule, runtime
 from mailglass_reconcile.demo import report
-from mailglass_reconcile.demo.environment import DemoEnvironment, exit_on_signal, print_event, print_line
+from mailglass_reconcile.demo.environment import Demo, exit_on_signal, print_event, print_line
 from mailglass_reconcile.demo.receiver import ReceiverProcess
 from mailglass_reconcile.demo.scenario import CALLS, LINK, OPEN, RACE
 from mailglass_reconcile.store.migration import runner
@@ -46,7 +46,7 @@ def _run() -> bool:
         exit_on_signal()
         _install(database_url, redis_url)
         receiver.start()
-        environment = DemoEnvironment(redis_url, receiver.post)
+        environment = Demo(redis_url, receiver.post)
         print_line("\nAct 1: your two calls, in the wrong order", "bold")
         environment.call(CALLS)
         print_line("\nAct 2: both at the same time, and a crash", "bold")

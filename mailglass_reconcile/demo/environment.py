@@ -51,7 +51,7 @@ def exit_on_signal(worker: Process | None = None) -> None:
         worker.require()
 
 
-class DemoEnvironment:
+class Demo:
     """An application, its providers and a subscriber, on the configured database.
 
     `rows` is the MD5 of each orphan's row at its arrival, by event id; `heard` the channel and the event id of each

@@ -11,7 +11,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from mailglass_reconcile import attempt_link, events_channel, find_orphans, runtime
-from mailglass_reconcile.demo.environment import LAST_EVENTS, ROWS, DemoEnvironment, print_line
+from mailglass_reconcile.demo.environment import LAST_EVENTS, ROWS, Demo, print_line
 from mailglass_reconcile.demo.scenario import CALLS, LINK, OPEN, RACE
 
 REASONS = {
@@ -34,7 +34,7 @@ SELECT coalesce(d.recipient, ''), coalesce(o.type, ''), r.id::text, r.tenant_id,
 NAMES = "SELECT id::text, metadata -> 'tags' ->> 0 FROM mailglass_events"
 
 
-def print_report(environment: DemoEnvironment) -> bool:
+def print_report(environment: Demo) -> bool:
     """Print why orphans are open and which promises were kept; return True if all were."""
     mails, names = [CALLS, *RACE, *LINK, *OPEN], environment.read(NAMES)
     with runtime.get_engine().connect() as connection:

@@ -72,7 +72,7 @@ class Publisher:
         If a server is not expected and has never replied, its messages do not count as failed: nobody waits for them.
         """
         self.client = client
-        self.server = _servers.get(client) or _servers.setdefault(client, _Server(is_expected))
+        self.server = _servers.get(client) or _servers.setdefault(client, _ServerState(is_expected))
         self._lock = threading.Lock()
         self._enqueued = self._published = self._completed = 0
 
@@ -113,7 +113,7 @@ def _chunks(messages: Sequence[Message], links: int) -> Iterator[Sequence[Messag
         yield messages[start : start + links]
 
 
-class _Server:
+class _ServerState:
     """The state of one client's server, as this process knows it."""
 
     def __init__(self, is_expected: bool) -> None:
@@ -192,7 +192,7 @@ def _read_error(connection: Any) -> Exception | None:
     return None
 
 
-_servers: WeakKeyDictionary[redis.Redis, _Server] = WeakKeyDictionary()
+_servers: WeakKeyDictionary[redis.Redis, _ServerState] = WeakKeyDictionary()
 
 
 class _Chunk:
@@ -211,7 +211,7 @@ def _publish(chunks: Sequence[_Chunk]) -> Sequence[_Chunk]:
     return ()
 
 
-def _publish_to(server: _Server, chunks: Sequence[_Chunk]) -> None:
+def _publish_to(server: _ServerState, chunks: Sequence[_Chunk]) -> None:
     accepted: list[bool] = []
     if not server.is_backing_off:
         try:

@@ -17,7 +17,7 @@ IDLE_ITERATIONS = 3
 Result = TypeVar("Result")
 
 
-class _Job(NamedTuple):
+class _VerificationJob(NamedTuple):
     function: Callable[[], Any]
     future: asyncio.Future[Any]
 
@@ -26,13 +26,13 @@ class _JobQueues:
     """A queue of jobs for each provider: round robin between providers, smallest body first within one."""
 
     def __init__(self) -> None:
-        self._queues: dict[Hashable, list[tuple[int, int, _Job]]] = {}
+        self._queues: dict[Hashable, list[tuple[int, int, _VerificationJob]]] = {}
         self._numbers = count()
 
-    def push(self, provider: Hashable, size: int, job: _Job) -> None:
+    def push(self, provider: Hashable, size: int, job: _VerificationJob) -> None:
         heappush(self._queues.setdefault(provider, []), (size, next(self._numbers), job))
 
-    def pop(self) -> _Job | None:
+    def pop(self) -> _VerificationJob | None:
         for provider, queue in self._queues.items():
             job = heappop(queue)[2]
             del self._queues[provider]
@@ -59,7 +59,7 @@ class VerificationThread:
     def run(self, provider: str, size: int, *, verified: bool, job: Callable[[], Result]) -> asyncio.Future[Result]:
         """Enqueue a job and return the future of its result; a job that is cancelled while queued does not run."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        (self._verified if verified else self._unverified).push(provider, size, _Job(job, future))
+        (self._verified if verified else self._unverified).push(provider, size, _VerificationJob(job, future))
         self._start_next()
         return future
 
@@ -76,17 +76,17 @@ class VerificationThread:
                 self._started_at = time.monotonic()
                 self._running.add_done_callback(lambda future, job=job: self._schedule_finish(job, future))  # type: ignore[misc]
 
-    def _pop(self) -> _Job | None:
+    def _pop(self) -> _VerificationJob | None:
         if job := self._next.pop():
             self._next, self._other = self._other, self._next
             return job
         return self._other.pop()
 
-    def _schedule_finish(self, job: _Job, future: Future[Any]) -> None:
+    def _schedule_finish(self, job: _VerificationJob, future: Future[Any]) -> None:
         with suppress(RuntimeError):  # the loop was closed
             job.future.get_loop().call_soon_threadsafe(self._finish, job, future)
 
-    def _finish(self, job: _Job, future: Future[Any]) -> None:
+    def _finish(self, job: _VerificationJob, future: Future[Any]) -> None:
         error = future.exception()
         if not job.future.done():
             if error:

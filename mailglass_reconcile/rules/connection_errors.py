@@ -30,31 +30,31 @@ class Server(NamedTuple):
     setting: str
 
 
-class _Cause(NamedTuple):
+class _ErrorPattern(NamedTuple):
     pattern: re.Pattern[str]
     description: str
     remedy: str
 
 
-def _cause(pattern: str, description: str, remedy: str) -> _Cause:
-    return _Cause(re.compile(pattern, re.IGNORECASE), description, remedy)
+def _error_pattern(pattern: str, description: str, remedy: str) -> _ErrorPattern:
+    return _ErrorPattern(re.compile(pattern, re.IGNORECASE), description, remedy)
 
 
 # The first that matches counts. A refused connection also speaks of sockets.
 _CAUSES = (
-    _cause(
+    _error_pattern(
         "connection refused|connect call failed|no such file or directory",
         "nothing listens there",
         "start the server, or correct host and port in {setting}",
     ),
-    _cause(
+    _error_pattern(
         "password authentication failed|no password supplied|wrongpass|invalid username-password|invalid password"
         "|sasl authentication failed|access_refused|login was refused|authentication required|noauth"
         "|auth <password> called|(peer|ident) authentication failed|role does not exist|authenticationerror",
         "the user or the password was refused",
         "correct user and password in {setting}",
     ),
-    _cause(
+    _error_pattern(
         "database does not exist|no such database|db index|vhost",
         "there is no such database",
         "create it, or correct the database in {setting}",

@@ -16,7 +16,7 @@ from mailglass_reconcile.store.migration import runner
 
 
 @dataclass(frozen=True)
-class Database:
+class DatabaseCopy:
     """A migrated database of a test's own.
 
     Attributes:
@@ -65,12 +65,12 @@ class Databases:
             self.drop(name)
 
     @contextmanager
-    def copy(self, template: str, redis_url: str) -> Iterator[Database]:
+    def copy(self, template: str, redis_url: str) -> Iterator[DatabaseCopy]:
         """Yield a copy of *template* for as long as a block runs."""
         name = f"mgtest_{uuid.uuid4().hex[:12]}"
         url = self.create(name, template)
         try:
             settings = Settings(database_url=url, redis_url=redis_url)
-            yield Database(url, settings, engines.create_engine(settings))
+            yield DatabaseCopy(url, settings, engines.create_engine(settings))
         finally:
             self.drop(name)

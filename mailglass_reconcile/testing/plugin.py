@@ -14,7 +14,7 @@ import pytest
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.testing import race, servers
-from mailglass_reconcile.testing.databases import Database, Databases
+from mailglass_reconcile.testing.databases import DatabaseCopy, Databases
 
 FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
 """Settings for data that is not needed after a crash."""
@@ -68,7 +68,7 @@ def mailglass_template(mailglass_databases: Databases) -> Iterator[str]:
 @pytest.fixture
 def mailglass_database(
     mailglass_databases: Databases, mailglass_template: str, mailglass_redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Database]:
+) -> Iterator[DatabaseCopy]:
     """A migrated database of the test's own, which `MAILGLASS_DATABASE_URL` names; `MAILGLASS_REDIS_URL` is set too.
 
     `configure()` is reset before the test and after it.

@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
-from mailglass_reconcile.store import database as databases
-from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.testing.databases import Database
+from mailglass_reconcile.store.database import Database, Transaction
+from mailglass_reconcile.testing.databases import DatabaseCopy
 
 Sent = TypeVar("Sent")
 Response = TypeVar("Response")
@@ -31,7 +30,7 @@ SELECT EXISTS (SELECT FROM pg_locks
 
 
 def webhook_first(
-    database: Database | databases.Database, send: Callable[[], Sent], webhook: Callable[[], Response]
+    database: Database | DatabaseCopy, send: Callable[[], Sent], webhook: Callable[[], Response]
 ) -> tuple[Sent, Response]:
     """Call *send*, and call *webhook* before *send* can commit; return both results.
 
@@ -47,7 +46,7 @@ def webhook_first(
         AssertionError: *send* stored no delivery, or *webhook* took longer than 20 seconds.
     """
     with ThreadPoolExecutor(1) as threads:
-        with databases.Database(database.engine, database.settings).writing() as tx:
+        with Database(database.engine, database.settings).writing() as tx:
             tx.execute(_HOLD)
             tx.execute(_GIVE_UP, {"milliseconds": str(SECONDS * 1_000)})
             sending = threads.submit(_closing, send)

@@ -30,7 +30,7 @@ class BusyError(MailglassReconcileError):
 
 
 @dataclass(slots=True)
-class _Entry:
+class _CachedRead:
     answer: Future[Any]
     expires_at: float = math.inf
     """In seconds of the monotonic clock; infinite while the read is in flight."""
@@ -42,7 +42,7 @@ class Cache:
     def __init__(self, seconds: float) -> None:
         """Keep each result for *seconds* after it was read, an error as well."""
         self._seconds = seconds
-        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._entries: OrderedDict[Hashable, _CachedRead] = OrderedDict()
         self._slots = threading.Semaphore(CONCURRENT_READS)
 
     async def get(self, key: Hashable, read: Callable[[], T]) -> T:
@@ -56,7 +56,7 @@ class Cache:
         answer: T = await asyncio.shield(asyncio.wrap_future(entry.answer))
         return answer
 
-    def _start(self, read: Callable[[], T]) -> _Entry:
+    def _start(self, read: Callable[[], T]) -> _CachedRead:
         if sum(not entry.answer.done() for entry in self._entries.values()) >= IN_FLIGHT:
             raise BusyError("too many requests at the same time: try again in a moment")
 
@@ -67,6 +67,6 @@ class Cache:
         def expire_later(_: Future[T]) -> None:
             entry.expires_at = time.monotonic() + self._seconds
 
-        entry = _Entry(daemon_thread.start(read_in_turn))
+        entry = _CachedRead(daemon_thread.start(read_in_turn))
         entry.answer.add_done_callback(expire_later)
         return entry

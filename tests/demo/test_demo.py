@@ -217,7 +217,7 @@ def test_the_deliveries_of_one_api_call_become_visible_together(db, monkeypatch)
     monkeypatch.setenv("MAILGLASS_REDIS_URL", redis_url)
     with closing(ReceiverProcess) as receiver:
         receiver.start()
-        environment.DemoEnvironment(redis_url, receiver.post).overtake(OPEN)
+        environment.Demo(redis_url, receiver.post).overtake(OPEN)
     twins = [mail.address for mail in OPEN if mail.sent and not mail.state]
     transactions = "SELECT count(*), count(DISTINCT xmin::text) FROM mailglass_deliveries WHERE recipient = ANY(:twins)"
     assert db.rows(transactions, twins=twins) == [(2, 1)]

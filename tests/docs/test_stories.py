@@ -82,7 +82,9 @@ def for_this_django(block: pages.Block) -> pages.Block:
     """Return a block of the page as a reader with this Django types it: before 6.1, with the other setting."""
     if django.VERSION >= (6, 1):
         return block
-    return block._replace(text=re.sub(r'MAILERS = \{"default": \{"BACKEND": (.+?)\}\}', r"EMAIL_BACKEND = \1", block.text))
+    return block._replace(
+        text=re.sub(r'MAILERS = \{"default": \{"BACKEND": (.+?)\}\}', r"EMAIL_BACKEND = \1", block.text)
+    )
 
 
 @pytest.mark.every_version

@@ -46,7 +46,7 @@ def serve_here(application) -> Iterator[str]:
         http=server.BoundedProtocol,
         h11_max_incomplete_event_size=server.MAX_HEAD_BYTES,
     )
-    running = server._Server(config)  # without its queue, as a full one delays clients for seconds
+    running = server._UvicornServer(config)  # without its queue, as a full one delays clients for seconds
     thread = threading.Thread(target=running.run, args=([listener],), daemon=True)
     thread.start()
     wait_until(lambda: running.started)

@@ -143,7 +143,7 @@ def _connect(findings: list[Finding]) -> OpenConnection | None:
 def _check_database(connected: OpenConnection) -> Iterator[Finding]:
     """Run each check in its own transaction; stop if its finding means that the next ones cannot run."""
     for check in _select_checks("database"):
-        findings = check.within(_context(connected)).attempt()
+        findings = check.in_context(_context(connected)).attempt()
         yield from findings
         if connected.connection.invalidated or _hinders_others(check, findings):
             return

@@ -127,7 +127,7 @@ class Check(NamedTuple):
         unchecked = error(message, step, because)
         return [*findings, unchecked._replace(check=self.name, is_unchecked=True)]
 
-    def within(self, manager: AbstractContextManager[Any]) -> Check:
+    def in_context(self, manager: AbstractContextManager[Any]) -> Check:
         """Return this check with the value of *manager* as its argument; it is opened when the check runs."""
 
         def run() -> Iterator[Finding]:

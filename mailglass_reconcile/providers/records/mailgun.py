@@ -111,7 +111,7 @@ def _metadata(data: Mapping[str, Any]) -> Mapping[str, bool] | None:
     return wire.MACHINE if get_path(data, "client-info", "bot") else None
 
 
-class _Signature(NamedTuple):
+class _TokenSignature(NamedTuple):
     timestamp: str
     token: str
     signatures: Sequence[str]
@@ -147,7 +147,7 @@ def claim(request: WebhookRequest) -> AbstractContextManager[None]:
     return _tokens.claim(_signature(request).signed, request.body)
 
 
-def _signature(request: WebhookRequest) -> _Signature:
+def _signature(request: WebhookRequest) -> _TokenSignature:
     if not _is_json(request):
         raise SignatureError(_LEGACY)
     try:
@@ -160,10 +160,10 @@ def _signature(request: WebhookRequest) -> _Signature:
     if not _DECIMAL.fullmatch(texts["timestamp"]):
         raise SignatureError("the time of the signature is no number")
     signatures = [texts[name] for name in ("signature", "parent-signature") if name in texts]
-    return _Signature(texts["timestamp"], texts["token"], signatures)
+    return _TokenSignature(texts["timestamp"], texts["token"], signatures)
 
 
-class _Claim:
+class _TokenClaim:
     """A token's claim: the digest of its body, the requests in flight, and whether one of them was recorded."""
 
     __slots__ = ("digest", "in_flight", "recorded")
@@ -176,7 +176,7 @@ class TokenClaims:
     """Each token belongs to the first body that came with it. At `MAX_TOKENS`, the oldest claim is evicted."""
 
     def __init__(self) -> None:
-        self._claims: dict[bytes, _Claim] = {}
+        self._claims: dict[bytes, _TokenClaim] = {}
         self._lock = threading.Lock()
 
     def validate(self, token: str, body: bytes) -> None:
@@ -192,7 +192,7 @@ class TokenClaims:
             claim = self._claims.get(key)
             self._validate(claim, digest)
             if claim is None:
-                claim = self._claims[key] = _Claim(digest)
+                claim = self._claims[key] = _TokenClaim(digest)
                 while len(self._claims) > MAX_TOKENS:
                     del self._claims[next(iter(self._claims))]
             claim.in_flight += 1
@@ -206,7 +206,7 @@ class TokenClaims:
                     del self._claims[key]
 
     @staticmethod
-    def _validate(claim: _Claim | None, digest: bytes) -> None:
+    def _validate(claim: _TokenClaim | None, digest: bytes) -> None:
         if claim is not None and claim.digest != digest:
             raise SignatureError("its token belongs to another webhook, which came first")
 
