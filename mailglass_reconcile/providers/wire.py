@@ -28,12 +28,9 @@ MAX_DEPTH = 100
 MAX_FIELDS = 1_000
 """Greatest number of fields of a form."""
 
-MAX_TAGS = 50
+MAX_TAGS = 38
 MAX_TAG = 255
-MAX_TAGS_BYTES = 60_000
-"""Limits of an event's tags, so that they fit into its metadata: number, characters of each, bytes of all as JSON."""
-FEW_TAGS = 38
-"""Number of tags that always fit: a character takes at most six bytes."""
+"""Number of an event's tags, and characters of each, six bytes at most: they always fit into its metadata."""
 
 Value = TypeVar("Value")
 
@@ -255,19 +252,7 @@ def metadata_of_tags(tags: object) -> dict[str, Any]:
         return {} if contains_address(tags) else {"tags": [tags[:MAX_TAG]]}
     values: Sequence[object] = tags if isinstance(tags, list | tuple) else ()
     texts = [tag[:MAX_TAG] for tag in values if isinstance(tag, str) and tag and not contains_address(tag)]
-    if len(texts) <= FEW_TAGS:
-        return {"tags": texts} if texts else {}
-    fitting: list[str] = []
-    remaining = MAX_TAGS_BYTES
-    for tag in texts:
-        size = len(_encode_json(tag).encode("utf-8", "replace"))
-        if size <= remaining and len(fitting) < MAX_TAGS:
-            fitting.append(tag)
-            remaining -= size
-    return {"tags": fitting} if fitting else {}
-
-
-_encode_json = json.JSONEncoder(ensure_ascii=False).encode
+    return {"tags": texts[:MAX_TAGS]} if texts else {}
 
 
 def format_named_tags(tags: object) -> list[str]:
