@@ -63,7 +63,7 @@ class Fault:
 FAULTS = [
     Fault(
         "no worker",
-        lambda system: system.kill("worker"),
+        System.stop_worker,
         "worker",
         "no Celery worker of the app adopter answers",
         NO_SWEEP,

@@ -105,7 +105,7 @@ def load_acmes_rule(system: System, remedy: str) -> None:
     """Set the rule's module for every process, and restart the worker."""
     assert "MAILGLASS_IMPORTS" in remedy
     system.site.environment["MAILGLASS_IMPORTS"] += ",acmes_rule"
-    system.kill("worker")
+    system.stop_worker()
     system.start("worker")
 
 

@@ -23,6 +23,7 @@ from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing import servers
 from mailglass_reconcile.testing.plugin import FAST
+from processes import Process
 from waiting import wait_until
 
 MAX_LAG = "6s"
@@ -79,21 +80,26 @@ class System:
             "WORKER_SWEEP_SECONDS": "1",
         }
         self._running: dict[str, ExitStack] = {}
-        self._workers_pid = 0
+        self._worker: Process
 
     def start(self, *names: str) -> None:
         """Start the worker, or beat."""
         for name in names:
             stack = self._running[name] = ExitStack()
             if name == "worker":
-                self._workers_pid = stack.enter_context(self.site.worker(app="worker", pool="solo", until="READY")).pid
+                self._worker = stack.enter_context(self.site.worker(app="worker", pool="solo", until="READY"))
             else:
                 arguments = ("beat", "-s", str(self.site.log.parent / "beat"), "--pidfile=", "-l", "info")
                 stack.enter_context(self.site.celery(*arguments, app="worker", until="beat: St"))
 
     def worker_pid(self) -> int:
         """Return the process id of the worker."""
-        return self._workers_pid
+        return self._worker.pid
+
+    def stop_worker(self) -> None:
+        """Stop the worker as a supervisor does: it ends its sweep, and leaves no lock."""
+        self._worker.stop()
+        self.kill("worker")
 
     def kill(self, *names: str) -> None:
         """Kill the worker or beat, and its children."""
