@@ -2,7 +2,9 @@
 
 import asyncio
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -134,32 +136,42 @@ def test_a_silent_sentinel_costs_a_second() -> None:
         assert LockBackend(client).acquire(KEY, running_token("a")) is None
 
 
-def test_after_a_fail_over_broadcasts_and_lock_are_on_the_new_master() -> None:
-    """The master stops answering, and Sentinel promotes its replica; what is lost meanwhile is counted."""
-    with sentinel() as deployment:
+def test_after_a_fail_over_broadcasts_lock_and_subscriptions_are_on_the_new_master() -> None:
+    """The master stops answering, and Sentinel promotes its replica.
+
+    What is lost meanwhile is counted, and `Missed` for both kinds of subscription, whose PING notices the silence.
+    """
+    update = Update("mailglass:events:acme", {"delivery_id": "d"})
+    received: list[Update | Missed] = []
+    is_subscribed = threading.Event()
+
+    async def follow(client: redis.Redis) -> None:
+        async with AsyncSubscription(client, "acme", None, ping_seconds=1, answer_seconds=1) as updates:
+            is_subscribed.set()
+            while len(received) < 3:
+                received.append(await anext(updates))
+
+    with sentinel() as deployment, ThreadPoolExecutor(1) as thread:
         client = master_for(deployment)
-        assert publish_link(client) == Published(2, 0)
-        with local(deployment.master) as master, local(deployment.replica) as replica:
-            master.client_pause(60_000)
+        following = thread.submit(asyncio.run, follow(master_for(deployment)))
+        assert is_subscribed.wait(20)
+        with Subscription(client, "acme", None, ping_seconds=1, answer_seconds=1) as subscription:
+            assert publish_link(client) == Published(2, 0)
+            assert next(subscription) == update
+            with local(deployment.master) as master:
+                master.client_pause(60_000)
             assert publish_link(client) == Published(0, 2)
+            assert isinstance(next(subscription), Missed)
+            wait_until(lambda: len(received) == 2, 60)
             wait_until(lambda: publish_link(client) == Published(2, 0), 60)
+            assert next(subscription) == update
+        following.result(60)
+        assert [type(item) for item in received] == [Update, Missed, Update]
+        assert received[-1] == update
+        with local(deployment.replica) as replica:
             assert replica.info("replication")["role"] == "master"
             assert LockBackend(client).acquire(KEY, running_token("a")) is None
             assert replica.get(KEY).startswith(b"running a ")
-
-
-def test_a_subscription_follows_the_master_after_a_fail_over() -> None:
-    """A PING notices the silent master; messages lost meanwhile are `Missed`, those of the new one arrive."""
-    with sentinel() as deployment:
-        client = master_for(deployment)
-        with Subscription(client, "acme", None, ping_seconds=1, answer_seconds=1) as subscription:
-            assert publish_link(client) == Published(2, 0)
-            assert next(subscription) == Update("mailglass:events:acme", {"delivery_id": "d"})
-            with local(deployment.master) as master:
-                master.client_pause(60_000)
-            assert isinstance(next(subscription), Missed)
-            wait_until(lambda: publish_link(client) == Published(2, 0), 60)
-            assert next(subscription) == Update("mailglass:events:acme", {"delivery_id": "d"})
 
 
 def test_a_subscription_over_tls_receives(over_tls: str) -> None:
@@ -199,21 +211,6 @@ def test_an_asynchronous_subscription_behind_sentinel_over_tls(certified: Path) 
             closed = {"password": PASSWORD, **tls}
             client = Sentinel([("127.0.0.1", port)], sentinel_kwargs=closed).master_for("mymaster", **closed)
             assert asyncio.run(receive_one(client)) == Update("mailglass:events:acme", {"delivery_id": "d"})
-
-
-def test_an_asynchronous_subscription_follows_the_master_after_a_fail_over() -> None:
-    """It does so like the blocking one."""
-
-    async def main(client: redis.Redis, master_port: int) -> None:
-        async with AsyncSubscription(client, "acme", None, ping_seconds=1, answer_seconds=1) as updates:
-            with local(master_port) as master:
-                master.client_pause(60_000)
-            assert isinstance(await anext(updates), Missed)
-            await asyncio.to_thread(wait_until, lambda: publish_link(client) == Published(2, 0), 60)
-            assert await anext(updates) == Update("mailglass:events:acme", {"delivery_id": "d"})
-
-    with sentinel() as deployment:
-        asyncio.run(main(master_for(deployment), deployment.master))
 
 
 def test_a_worker_behind_sentinel_has_its_broker_its_lock_its_results_and_its_broadcasts(
