@@ -3,6 +3,7 @@
 import json
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import psutil
 import pytest
@@ -22,16 +23,15 @@ def test_a_worker_with_beat_sweeps_on_its_schedule_and_a_second_beat_changes_not
     """An adopter's app sweeps every second with two beats: orphans get linked, and the adopter's entry is still
     there.
 
-    Both are started as operators do; in other tests they are forked.
+    The worker is started as operators do; in other tests it is forked.
     """
-    site.forks = False
     site.add(3)
-    with (
-        site.worker("-B", "-s", "one", app="worker", WORKER_SWEEP_SECONDS="1"),
-        site.celery(
-            "beat", "-l", "info", "-s", "two", "--pidfile=", app="worker", WORKER_SWEEP_SECONDS="1", until="beat: St"
-        ),
-    ):
+    with ExitStack() as stack:
+        site.forks = False
+        stack.enter_context(site.worker("-B", "-s", "one", app="worker", WORKER_SWEEP_SECONDS="1"))
+        site.forks = True
+        beat = ("beat", "-l", "info", "-s", "two", "--pidfile=")
+        stack.enter_context(site.celery(*beat, app="worker", WORKER_SWEEP_SECONDS="1", until="beat: St"))
         wait_until(lambda: site.count_links() == 3 and len(site.sweep_results()) > 1, PATIENCE)
         wait_until(lambda: site.count_in_log("Sending due task mailglass-reconcile") > 4, PATIENCE)
     assert sum(result["linked"] for result in site.sweep_results()) == 3
