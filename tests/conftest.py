@@ -58,23 +58,6 @@ def pytest_configure(config: pytest.Config) -> None:
             config.pluginmanager.import_plugin(name)
 
 
-LONG = (
-    *("tests/docs/test_stories.py", "tests/examples/", "tests/demo/", "tests/docs/test_compose.py"),
-    *("tests/docs/test_commands.py", "tests/web/test_browser.py", "tests/stories/test_planted_faults.py"),
-    *("tests/faults/test_faults_", "tests/faults/test_state_machine.py", "tests/contrib/django/test_admin.py"),
-    *("tests/stories/test_celery.py", "tests/stories/test_fan_out.py", "tests/pubsub/test_publisher.py"),
-    *("tests/store/test_revision.py", "tests/contrib/django/test_migration_operations.py"),
-    *("tests/handlers/test_dispatcher.py", "tests/rules/test_connection_errors.py", "tests/sweep/test_recent.py"),
-    *("tests/stories/test_redis_servers.py", "tests/test_server.py", "tests/ops/checks/test_workers.py"),
-    *(
-        "tests/sweep/test_plans.py",
-        "tests/tools/test_performance.py::test_the_benchmark",
-        "tests/testing/test_servers.py::test_a_parallel",
-    ),
-)
-"""Prefixes of the ids of tests that take or wait for seconds, or whose fixtures do."""
-
-
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
     """Leave the slow variants of a `guard` test out of `make test`, and let workers run long tests first.
@@ -88,7 +71,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.own_markers[:] = [mark for mark in item.own_markers if mark.name != "guard"]
     yield
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+        items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 gc.disable()

@@ -16,6 +16,8 @@ from mailglass_reconcile.receiver import admission
 from serving import serve, serve_here
 from waiting import wait_until
 
+pytestmark = pytest.mark.long
+
 slow = pytest.mark.slow
 HALF_A_HEAD = b"POST /x HTTP/1.1\r\nHost: x\r\n"
 NO_BODY = HALF_A_HEAD + b"Content-Length: 5000\r\n\r\n"

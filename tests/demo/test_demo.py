@@ -22,7 +22,7 @@ from mailglass_reconcile.testing.processes import closing
 from processes import Process
 from waiting import wait_until
 
-pytestmark = pytest.mark.version_independent
+pytestmark = [pytest.mark.long, pytest.mark.version_independent]
 
 COMMAND = [str(Path(sys.executable).parent / "mailglass-reconcile"), "demo"]
 DEMO = """

@@ -20,7 +20,7 @@ from mailglass_reconcile.cli import command
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.testing.servers import free_port
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.long, pytest.mark.slow]
 
 PATIENCE = 60
 EVENT, DELIVERY = "0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10", "0197a0c4-4f00-7d11-8a6e-2a8f0f1d2c3b"

@@ -33,7 +33,7 @@ from mailglass_reconcile import Sent, record_send
 from mailglass_reconcile.testing.servers import free_port
 from waiting import wait_until
 
-pytestmark = pytest.mark.version_independent
+pytestmark = [pytest.mark.long, pytest.mark.version_independent]
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

@@ -21,7 +21,7 @@ from mailglass_reconcile.store import engines
 from ses_api import ses_api
 from waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.long, pytest.mark.slow]
 
 DOCS = pages.ROOT / "docs"
 STATES = "SELECT tenant_id, recipient, last_event_type FROM mailglass_deliveries ORDER BY 1, 2"

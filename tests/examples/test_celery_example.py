@@ -9,7 +9,7 @@ import readme
 from factories import insert_pairs
 from waiting import wait_until
 
-pytestmark = pytest.mark.version_independent
+pytestmark = [pytest.mark.long, pytest.mark.version_independent]
 
 OF_THE_SHOP = """
 import shop

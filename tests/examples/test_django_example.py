@@ -18,7 +18,7 @@ from mailglass_reconcile.testing.servers import free_port
 from ses_api import ses_api
 from waiting import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.python_dependent]
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.python_dependent]
 
 PASSWORD = uuid.uuid4().hex
 STATES = "SELECT tenant_id, recipient, last_event_type FROM mailglass_deliveries ORDER BY inserted_at"

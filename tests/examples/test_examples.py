@@ -18,7 +18,7 @@ from mailglass_reconcile.store.schema import OUR_OBJECTS
 from processes import COMMAND
 from waiting import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.version_independent]
 
 
 def test_redbeat_runs_our_entry(site, tmp_path):

@@ -15,7 +15,7 @@ from postmark_payloads import payload, payloads_of_all_kinds
 from processes import Process
 from waiting import wait_until
 
-pytestmark = pytest.mark.version_independent
+pytestmark = [pytest.mark.long, pytest.mark.version_independent]
 
 ADA, BOB = "ada@example.com", "bob@example.com"
 STATE = """

@@ -9,7 +9,7 @@ import pytest
 import readme
 from mailglass_reconcile.testing.servers import free_port
 
-pytestmark = pytest.mark.version_independent
+pytestmark = [pytest.mark.long, pytest.mark.version_independent]
 
 STATE = "SELECT last_event_type, terminal FROM mailglass_deliveries"
 

@@ -9,7 +9,7 @@ from database import Database
 from factories import delivery_row, insert, orphan_row, postmark
 from waiting import wait_until
 
-pytestmark = pytest.mark.version_independent
+pytestmark = [pytest.mark.long, pytest.mark.version_independent]
 
 LINKED = "SELECT count(*) FROM mailglass_events WHERE type = 'reconciled'"
 

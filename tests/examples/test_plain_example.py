@@ -4,7 +4,7 @@ import pytest
 
 import readme
 
-pytestmark = pytest.mark.version_independent
+pytestmark = [pytest.mark.long, pytest.mark.version_independent]
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from mailglass_reconcile import configure
 from mailglass_reconcile.providers import sns
 from ses_api import ses_api
 
-pytestmark = pytest.mark.version_independent
+pytestmark = [pytest.mark.long, pytest.mark.version_independent]
 
 MESSAGE_ID = "0107019a-2f6e-4c6d-9a53-3f2b8f1c6a10-000000"
 EXPORTED = readme.exports("ses")

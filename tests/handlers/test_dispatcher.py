@@ -28,6 +28,8 @@ from marking import slow_unless
 from recording import NOW, event, record
 from waiting import wait_until
 
+pytestmark = pytest.mark.long
+
 
 def counts(result: DispatchResult) -> tuple[int, int, int]:
     """Return a dispatcher's counts of done, failed and dead jobs."""

@@ -41,6 +41,8 @@ from mailglass_reconcile.testing.servers import free_port
 from observing import Observed
 from waiting import settle, wait_until
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(autouse=True)
 def settled() -> Iterator[None]:

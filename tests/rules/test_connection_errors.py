@@ -23,6 +23,8 @@ from mailglass_reconcile.testing import servers
 from mailglass_reconcile.testing.plugin import FAST
 from waiting import wait_until
 
+pytestmark = pytest.mark.long
+
 USER, PASSWORD = "canary_user", "canary-password"
 FEW = ("max_connections=4", "superuser_reserved_connections=0")
 ROLES = ("asked", "limited", "kept_out", "refused")

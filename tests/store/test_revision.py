@@ -12,6 +12,8 @@ from mailglass_reconcile.store import script
 from mailglass_reconcile.store.revision import VERSION, find_mismatch, require
 from recording import event
 
+pytestmark = pytest.mark.long
+
 UNRELEASED = (
     f"the database is at revision 0001 of an unreleased version, this one needs {VERSION}: run"
     " `mailglass-reconcile migrate --remove`, and then `mailglass-reconcile migrate`"

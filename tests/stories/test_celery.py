@@ -15,7 +15,7 @@ from mailglass_reconcile.pubsub.channels import events_channel
 from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, RECENT_TASK, SWEEP_TASK
 from waiting import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.python_dependent]
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.python_dependent]
 
 
 @pytest.mark.guard

@@ -15,7 +15,7 @@ from mailglass_reconcile.rules.states import OUTCOMES
 from mailglass_reconcile.singleton.lock import LockBackend, running_token
 from waiting import wait_until
 
-pytestmark = pytest.mark.python_dependent
+pytestmark = [pytest.mark.long, pytest.mark.python_dependent]
 
 WHO = """
 CREATE TABLE public.who (name text);

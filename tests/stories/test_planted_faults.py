@@ -18,7 +18,7 @@ from system import PATIENCE, System, running_system
 from timeline import Timeline, has_promtool
 from waiting import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.timeout(600)]
 
 NO_SWEEP = r"no full sweep has succeeded for \d+ seconds \(limit 4 seconds\)"
 

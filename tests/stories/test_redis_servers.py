@@ -34,7 +34,7 @@ from mailglass_reconcile.pubsub import (
 from mailglass_reconcile.singleton.lock import PREFIX, LockBackend, running_token
 from waiting import wait_until
 
-pytestmark = [needs_debians_redis, pytest.mark.slow, pytest.mark.python_dependent]
+pytestmark = [pytest.mark.long, needs_debians_redis, pytest.mark.slow, pytest.mark.python_dependent]
 
 KEY = f"{PREFIX}test"
 QUICK = {"socket_timeout": 0.5, "socket_connect_timeout": 0.5, "retry": Retry(NoBackoff(), 0)}

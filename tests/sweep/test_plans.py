@@ -40,6 +40,8 @@ from mailglass_reconcile.store.window import OrphanFilter, Window
 from meter import Plan, plan_of
 from projecting import apply_projection
 
+pytestmark = pytest.mark.long
+
 ROWS = 20_000
 WIDE = 8_000
 SIZE = 500

@@ -16,6 +16,8 @@ from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep import reconciler, run_log
 from mailglass_reconcile.sweep.result import SweepResult
 
+pytestmark = pytest.mark.long
+
 
 def pairs_of_age(db, *ages: float) -> None:
     """Insert orphans of these ages, in seconds, and their deliveries."""

@@ -234,6 +234,7 @@ def test_servers(number, mailglass_database, mailglass_redis_url):
 SLOWLY = [pytest.param(number, marks=pytest.mark.slow) for number in (None, signal.SIGTERM)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, *SLOWLY])
 def test_a_parallel_test_run_leaves_nothing(number):
     """Each worker stops its servers at the end, and on a signal to the process that runs the workers."""

@@ -83,6 +83,7 @@ def run_benchmark(tmp_path, *arguments):
     return code, process
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("parts", "options"), [("calls", ["--against", "HEAD"]), ("calls sweep backlog sizing", [])])
 def test_the_benchmark_writes_where_its_user_says(tmp_path, parts, options):

@@ -33,6 +33,7 @@ CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
 """Without windows, a visitor costs a third of the processor's time: a window has pages of its own."""
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.slow,
     pytest.mark.skipif(not CHROMIUM, reason="needs Debian's package chromium-headless-shell, or chromium"),
 ]

@@ -26,7 +26,7 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 
-pytestmark = pytest.mark.python_dependent
+pytestmark = [pytest.mark.long, pytest.mark.python_dependent]
 
 PLACE = "/admin/mailglass_reconcile"
 EVENTS = "SELECT id FROM mailglass_events"

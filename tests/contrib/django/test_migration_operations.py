@@ -25,7 +25,7 @@ from mailglass_reconcile.singleton import lock
 from mailglass_reconcile.store import schema, script
 from mailglass_reconcile.store.migration import runner
 
-pytestmark = pytest.mark.python_dependent
+pytestmark = [pytest.mark.long, pytest.mark.python_dependent]
 
 APP = "mailglass_reconcile"
 

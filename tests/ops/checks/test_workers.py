@@ -18,7 +18,7 @@ from mailglass_reconcile.schedule import PRUNE_TASK, SWEEP_TASK
 from mailglass_reconcile.testing import servers
 from waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.long, pytest.mark.slow]
 
 WHILE_IT_LINKS = "LOCK TABLE mailglass_open_orphans IN EXCLUSIVE MODE"
 """Holds a sweep up, and not the doctor, which only reads."""
