@@ -18,6 +18,7 @@ FIXTURES = (
     "locks",
     "drivers",
     "open_set",
+    "snapshots",
 )
 """Plugins; of two fixtures with the same name, the later one counts."""
 
@@ -49,6 +50,11 @@ sys.dont_write_bytecode = False
 def pytest_xdist_auto_num_workers() -> int:
     """Start one worker more than cores, because tests wait; none with an external Redis, whose channels are global."""
     return 0 if os.environ.get("MAILGLASS_TEST_REDIS_URL") else (os.cpu_count() or 1) + 1
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that writes outputs instead of comparing them."""
+    parser.addoption("--update-snapshots", action="store_true", help="write outputs to the folders `snapshots`")
 
 
 def pytest_configure(config: pytest.Config) -> None:

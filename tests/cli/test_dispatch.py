@@ -25,7 +25,6 @@ def failed(handler_db) -> str:
 
 
 def test_what_waits_is_listed_by_handler_and_error(handler_db, failed):
-    """Ids are whole, the next attempt is shown, and one handler can be selected."""
     factories.delivery(handler_db, "two")
     fresh = factories.orphan(handler_db, factories.postmark("two"), type="opened")
     mailglass_reconcile.reconcile()
@@ -58,14 +57,6 @@ def test_what_waits_is_listed_by_handler_and_error(handler_db, failed):
 OF = "SELECT max(delivery_id::text) FROM mailglass_handler_outbox WHERE event_id = CAST(:id AS uuid)"
 
 
-def test_nothing_waits(handler_db):
-    """Stdout is empty."""
-    result = commands.run_here("dispatch", "--waiting")
-    assert (result.stdout, result.stderr) == ("", "0 jobs of handlers wait\n")
-    result = commands.run_here("dispatch", "--dead")
-    assert (result.stdout, result.stderr) == ("", "0 jobs of handlers are dead\n")
-
-
 @pytest.mark.parametrize(
     "arguments", [("event",), *(pytest.param(words, marks=pytest.mark.slow) for words in (("--handler", "flaky"), ()))]
 )
@@ -88,14 +79,3 @@ def test_what_fails_is_tried_again_with_what_is_dead(handler_db, failed, argumen
     assert commands.run_here("dispatch", "--retry").output == "0 jobs will be tried again\n"
     make_due(handler_db)
     assert states(handler_db) == {"done": 1, "waiting": 3}
-
-
-def test_an_event_that_does_not_fail_is_not_tried_again(handler_db):
-    """One line says where to look."""
-    result = commands.run_here("dispatch", "--retry", factories.new_id())
-    assert result.exit_code == 1
-    assert "is dead or failing: see `mailglass-reconcile dispatch --dead`" in result.stderr
-
-
-def test_the_three_exclude_each_other(handler_db):
-    assert commands.run_here("dispatch", "--waiting", "--dead").exit_code == 2

@@ -115,5 +115,4 @@ def test_every_line_of_json_conforms_to_its_schema(db, hostile, name):
 
 
 def test_each_command_is_among_those_or_has_a_reason_not_to_be():
-    """A new command needs a decision."""
     assert {arguments[0] for arguments in PRINTING.values()} | set(COMMANDS_WITHOUT_ROWS) == set(commands.SUBCOMMANDS)

@@ -6,7 +6,6 @@ import signal
 import pytest
 from sqlalchemy import make_url
 
-import commands
 import processes
 from commands import count_linked, follow, sweeps
 from factories import insert_pairs
@@ -121,31 +120,11 @@ def test_no_module_of_the_working_directory_is_executed(db, handled, tmp_path, s
 
 
 def test_two_at_once_link_everything_once(db):
-    """Together they link everything, and the checker finds no duplicates."""
     with follow(db.environment(), "--interval", "0.02") as first, follow(db.environment()) as second:
         wait_until(lambda: db.value(CONNECTIONS) == 2)
         for _ in range(20):
             insert_pairs(db, 10, age_seconds=0)
         wait_until(lambda: count_linked(first) + count_linked(second) == db.count_links() == 200)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "environment", "code", "words"),
-    [
-        ([], {"MAILGLASS_DATABASE_URL": ""}, 1, "MAILGLASS_DATABASE_URL is not set"),
-        ([], {"MAILGLASS_DATABASE_URL": "postgresql://127.0.0.1:1/x"}, 1, "cannot connect to Postgres"),
-        ([], {"MAILGLASS_DATABASE_SCHEMA": "nowhere"}, 1, "need MAILGLASS_DATABASE_SCHEMA"),
-        (["--interval", "0"], {}, 2, "--interval"),
-        (["--interval", "61"], {}, 2, "--interval"),
-    ],
-)
-def test_what_is_wrong_at_its_start_is_one_line_and_an_exit_code(db, arguments, environment, code, words):
-    """A supervisor restarts it; a person reads one line."""
-    result = commands.run_unchecked(db, "follow", *arguments, **environment)
-    assert result.returncode == code
-    assert words in result.stderr
-    assert "Traceback" not in result.stderr
-    assert code == 2 or len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.skipif(servers.pgbouncer_path() is None, reason="pgbouncer is not installed")

@@ -50,7 +50,6 @@ def run(url, redis_url, names=COMMANDS, **environment):
 
 
 def test_a_setting_that_is_missing_is_named_by_every_command(empty_database_url, redis_url):
-    """It is one line."""
     live(empty_database_url, "mailglass", "2.x")
     for name, (code, output) in run(empty_database_url, redis_url).items():
         assert code == 1, (name, output)

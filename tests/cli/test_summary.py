@@ -7,7 +7,6 @@ import pytest
 import commands
 import factories
 from mailglass_reconcile.cli.sweep import summary
-from mailglass_reconcile.rules.humanize import format_duration, format_duration_ms, n_of_m, pluralize
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.sweep.result import SweepResult
 
@@ -71,17 +70,3 @@ def test_the_help_of_the_whole_command_has_whole_sentences_and_every_setting():
     assert {f"MAILGLASS_{name.upper()}" for name in Settings.model_fields} <= set(
         re.findall(r"MAILGLASS_[A-Z_]+", stdout)
     )
-
-
-def test_numbers_and_ages_are_written_as_people_say_them():
-    """Singular and plural, thousands, and the largest unit that fits are used."""
-    assert [pluralize(number, "event") for number in (0, 1, 12_345)] == ["0 events", "1 event", "12,345 events"]
-    assert n_of_m(1, 2_000, "delivery", "deliveries") == "1 of 2,000 deliveries"
-    assert [format_duration(seconds) for seconds in (1, 59, 60, 7_200, 86_400 * 6)] == [
-        "1 second", "59 seconds", "1 minute", "2 hours", "6 days"
-    ]  # fmt: skip
-    assert [format_duration_ms(milliseconds) for milliseconds in (7, 9_999, 10_000)] == [
-        "7 ms",
-        "9,999 ms",
-        "10 seconds",
-    ]

@@ -7,7 +7,7 @@ from mailglass_reconcile import Sent, broadcast, record_send
 from mailglass_reconcile.cli import command, main
 from receivers import SECRETS, mount_receiver, setting
 from receivers import published as _published  # noqa: F401 - a fixture of every test
-from senders import IDS, PRIVATE, SENDERS
+from senders import IDS, SENDERS
 from serving import serve_here
 
 pytestmark = pytest.mark.version_independent
@@ -22,7 +22,6 @@ def run_trigger(*arguments: str) -> Result:
 
 
 def test_a_sample_of_every_provider_reaches_its_delivery(db):
-    """It goes over HTTP to an application with the secrets of the setting."""
     setting(db, ",".join(f"{provider}={SECRETS[provider]}" for provider in SENDERS))
     with serve_here(mount_receiver(url=None)) as base:
         for provider in SENDERS:
@@ -58,31 +57,6 @@ def test_without_an_address_it_posts_to_the_receivers_public_address(db):
         setting(db, f"postmark={SECRETS['postmark']}", webhook_url=f"{base.replace('//', '//me:hidden@')}/webhooks")
         result = run_trigger("postmark", "delivered", "--message-id", "m")
     assert result.output == "postmark: delivered for m was answered with 200\n"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (("pigeon", "delivered"), 2, "no such provider; known providers: azure, brevo,"),
-        (("postmark", "deliverd"), 2, "postmark sends no such type (did you mean delivered?); it can send: auto"),
-        (("resend", "autoresponded"), 2, "resend sends no such type; it can send: "),
-        (("mailgun", "opened"), 1, "MAILGLASS_WEBHOOK_SECRETS has no secret for mailgun"),
-        (("postmark", "opened"), 1, "nothing answers at the address of --to (ConnectionRefusedError)"),
-        (("postmark", "opened", "--to", "localhost:8081/postmark"), 2, "--to must be a whole address"),
-        (("postmark", "opened", "--to", "http://[::1/postmark"), 2, "--to must be a whole address"),
-        *(
-            ((provider, "opened"), 1, f"{provider} signs with a private key; let it send a test")
-            for provider in sorted(PRIVATE)
-        ),
-    ],
-)
-def test_what_cannot_be_sent_is_one_line(db, capsys, arguments, code, message):
-    """Wrong usage exits with 2, everything else with 1."""
-    setting(db, "postmark=me:secret")
-    with pytest.raises(SystemExit) as error:
-        main(["trigger", *arguments[:2], "--message-id", "m", *(arguments[2:] or ("--to", TO))])
-    *_, line = capsys.readouterr().err.splitlines()
-    assert (error.value.code, message in line) == (code, True), line
 
 
 def test_a_refusal_of_the_receiver_is_printed(db, capsys):

@@ -73,7 +73,6 @@ def summary(db, delivery_id):
     ],
 )
 def test_what_the_row_shows_is_one_sentence(db, columns, sentence):
-    """The sentence has the time that has passed, and the provider's name as the provider writes it."""
     stored = {"message_id": "m-1", **{name: format_as_stored(value) for name, value in columns.items()}}
     delivery = factories.delivery(db, **stored)
     assert summary(db, delivery) == (sentence, None)
@@ -81,7 +80,6 @@ def test_what_the_row_shows_is_one_sentence(db, columns, sentence):
 
 @pytest.mark.parametrize("attached", [True, False])
 def test_a_bounce_has_its_kind_its_codes_and_its_reason(db, attached):
-    """This holds for attached and for linked webhooks."""
     at = dt.datetime.now(dt.UTC) - dt.timedelta(hours=2, seconds=1)
     bounced = event("m-1", "bounced", bounce="hard", smtp_status="550 5.1.1", reject_reason="invalid", occurred_at=at)
     if not attached:
@@ -138,7 +136,6 @@ def test_an_open_event_of_another_tenant_that_names_the_message_is_shown(db):
 
 
 def test_ten_thousand_events_of_one_delivery_cost_two_hundred(db):
-    """The latest 200 are read."""
     delivery = factories.delivery(db, "m-1", last_event_type="opened", last_event_at=format_as_stored(ago(hours=1)))
     row = factories.orphan_row({}, type="opened", delivery_id=delivery, needs_reconciliation=False, age_seconds=3_600)
     factories.insert(db, events=[{**row, "id": uuid7()} for _ in range(1_000)])

@@ -29,7 +29,6 @@ def explain_event(db, event_id):
 
 @pytest.mark.parametrize("attached", [True, False])
 def test_why_a_mail_bounced_is_shown(db, attached):
-    """The command and the page show it, for attached events and for orphans."""
     if attached:
         factories.delivery(db, "m-1")
     bounced = recording.event("m-1", "bounced", reject_reason="invalid", bounce="hard", smtp_status="550 5.1.1")
@@ -51,16 +50,6 @@ def test_what_another_writer_has_stored_of_a_bounce_shows_no_address(db):
     explanation = explain_event(db, id_)
     assert (explanation.reject_reason, explanation.bounce, explanation.smtp_status) == (None, None, "550")
     assert "\nreason" not in commands.run_here("explain", id_).stdout
-
-
-def test_an_event_with_too_long_a_document_says_so(db):
-    """`explain` said that it named no provider, which it does."""
-    id_ = factories.orphan(db, factories.postmark("m-1", body="x" * 66_000))
-    mailglass_reconcile.reconcile()
-    explanation = explain_event(db, id_)
-    assert explanation.state == "unmatchable"
-    assert "more than 64 kB of text" in explanation.sentence
-    assert explanation.remedy[0].startswith("write events with less than 64 kB")
 
 
 def test_every_id_names_the_place_that_it_was_read_from(db):
@@ -102,24 +91,7 @@ def test_an_id_that_a_rule_makes_of_several_values_has_no_single_place(db, monke
     assert explain_event(db, event).tried == (TriedId("xy", None, 0),)
 
 
-def test_what_would_have_to_change_is_said_for_each_state(db):
-    """A linked event, or one that will be linked, has no remedy; an event whose recipient is lost is never linked."""
-    factories.delivery(db, "one")
-    factories.delivery(db, "hers", recipient="grace@example.com")
-    for metadata, state, words in [
-        (factories.postmark("one"), "matched", None),
-        (factories.postmark("none"), "unmatched", "with the event's provider or none"),
-        ({"provider": "postmark"}, "unmatchable", "one of the fields searched"),
-        (factories.postmark("hers", recipient="a@b"), "recipient_mismatch", "to the event's recipient"),
-        (factories.postmark("hers", recipient_known=True), "ambiguous", "manually"),
-    ]:
-        explanation = explain_event(db, factories.orphan(db, metadata))
-        assert (explanation.state, explanation.verdict) == (state, state)
-        assert not explanation.remedy if words is None else words in " ".join(explanation.remedy)
-
-
 def test_a_named_delivery_says_what_keeps_it_from_being_the_right_one(db):
-    """Each delivery says if its tenant, provider and recipient fit, without an address."""
     factories.delivery(db, "x", tenant_id="other")
     factories.delivery(db, "x", provider="sendgrid", recipient="grace@example.com")
     factories.delivery(db, "x", recipient="grace@example.com")
@@ -132,7 +104,6 @@ def test_a_named_delivery_says_what_keeps_it_from_being_the_right_one(db):
 
 
 def test_the_times_at_which_a_sweep_looks_are_in_utc(db):
-    """They range from the end of the grace period to the maximum age; an expired event has none."""
     young, open_, old = (
         factories.orphan(db, factories.postmark("x"), age_seconds=age) for age in (-200, 300, WEEK + 99)
     )
@@ -152,7 +123,6 @@ def test_the_times_at_which_a_sweep_looks_are_in_utc(db):
 
 
 def test_a_linked_event_names_when_it_was_linked_to_what_and_by_which_event(db):
-    """The ledger's `reconciled` event says it."""
     delivery = factories.delivery(db, "x")
     event = factories.orphan(db, factories.postmark("x"))
     before = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)
@@ -216,17 +186,6 @@ def test_an_event_whose_tenant_id_is_too_long_is_said_never_to_be_linked(db):
     assert not explanation.remedy
 
 
-def test_an_id_that_mailglass_made_up_is_named_as_the_reason(db):
-    """Mailglass stores generated ids for SparkPost and Mailjet."""
-    factories.delivery(db, "mailglass-synthetic-1")
-    orphan = factories.orphan(db, {"provider": "sparkpost", "transmission_id": 7})
-    explanation = explain(db.database, UUID(orphan))
-    assert explanation.state == "unmatched"
-    assert "a generated id" in explanation.sentence
-    unmatched = factories.orphan(db, factories.postmark("x"))
-    assert "generated" not in explain(db.database, UUID(unmatched)).sentence
-
-
 def test_an_orphan_that_arrived_in_the_far_future_is_explained(db):
     """An infinite arrival once caused a traceback."""
     orphan = factories.orphan(db, factories.postmark("x"))
@@ -236,7 +195,6 @@ def test_an_orphan_that_arrived_in_the_far_future_is_explained(db):
 
 
 def test_an_event_that_was_stored_with_its_delivery_is_attached(db):
-    """This holds even if its writer asked for reconciliation; the delivery is named, and no places are listed."""
     delivery = factories.delivery(db, "one")
     for asks in (True, False):
         row = factories.orphan_row(factories.postmark("one"), delivery_id=delivery, needs_reconciliation=asks)
@@ -244,13 +202,6 @@ def test_an_event_that_was_stored_with_its_delivery_is_attached(db):
         explanation = explain(db.database, UUID(row["id"]))
         assert (explanation.state, explanation.delivery_id, explanation.candidate_ids) == ("attached", delivery, ())
         assert (explanation.provider, explanation.rule, explanation.reads) == ("postmark", None, ())
-
-
-def test_an_event_that_asks_for_no_reconciliation_is_no_orphan(db):
-    factories.delivery(db, "one")
-    event = factories.orphan(db, factories.postmark("one"), needs_reconciliation=False)
-    explanation = explain(db.database, UUID(event))
-    assert (explanation.state, explanation.delivery_id, explanation.candidate_ids) == ("no_orphan", None, ())
 
 
 def test_the_password_of_the_webhook_address_is_printed_nowhere(db):

@@ -62,30 +62,6 @@ def test_the_event_came_under_another_tenant(db):
     assert command.startswith("mailglass-reconcile trigger postmark bounced --message-id m-1")
 
 
-def test_the_send_was_never_recorded(db):
-    """Nothing is found; the page says what that means and where to look."""
-    factories.delivery(db, "m-1", recipient="grace@example.com")
-    operator = Operator(db)
-    operator.search(CUSTOMER)
-    assert "No delivery and no open event has this address." in operator.words
-    assert "its send was not recorded: see record_send" in operator.words
-    assert operator.commands == []
-
-
-def test_no_webhook_has_come_at_all(db):
-    """The delivery says since when, and whose log to look at."""
-    delivery = factories.delivery(db, "m-1", recipient=CUSTOMER, provider="postmark")
-    db.run(
-        "UPDATE mailglass_deliveries SET last_event_at = now()::timestamp - interval '30 hours',"
-        " dispatched_at = now()::timestamp - interval '30 hours'"
-    )
-    operator = Operator(db)
-    operator.search(CUSTOMER)
-    operator.follow("deliveries", delivery)
-    assert "Dispatched 30 hours ago, no webhook has arrived: check Postmark's log" in operator.words
-    assert "no open event names its message" in operator.words
-
-
 def test_an_operator_chooses_between_two_deliveries_by_what_differs(db):
     """Each possible delivery has its mailable, time and state, and the command that links it."""
     deliveries = [factories.delivery(db, "m-1", recipient=CUSTOMER) for _ in range(2)]

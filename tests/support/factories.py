@@ -20,7 +20,7 @@ _DELIVERY = sa.text("""
 INSERT INTO mailglass_deliveries
        (id, tenant_id, mailable, stream, recipient, recipient_domain, provider, provider_message_id,
         last_event_type, last_event_at, terminal, dispatched_at, delivered_at, lock_version, inserted_at, updated_at)
-VALUES (CAST(:id AS uuid), :tenant_id, 'Welcome', 'transactional', :recipient, 'example.com', :provider, :message_id,
+VALUES (CAST(:id AS uuid), :tenant_id, :mailable, 'transactional', :recipient, 'example.com', :provider, :message_id,
         :last_event_type, CAST(:last_event_at AS timestamp), :terminal, CAST(:dispatched_at AS timestamp),
         CAST(:delivered_at AS timestamp), :lock_version,
         (now() AT TIME ZONE 'UTC') - make_interval(secs => CAST(:age_seconds AS float8)),
@@ -56,6 +56,7 @@ def delivery_row(message_id: str | None = None, **columns: Any) -> dict[str, Any
     return {
         "id": new_id(),
         "tenant_id": TENANT,
+        "mailable": "Welcome",
         "recipient": RECIPIENT,
         "provider": None,
         "message_id": message_id,
