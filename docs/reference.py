@@ -384,6 +384,7 @@ STEPS = {
     "ambiguous": f"[record the recipient](#ambiguous-after-a-campaign), or {LINK}",
     "tenant_mismatch": "[record the right tenant](#everything-is-tenant_mismatch)",
     "recipient_mismatch": f"record one delivery per recipient, or {LINK}",
+    "skipped": "Wait for the next sweep. If each one skips them, see [`linking`](doctor.md#linking).",
     "failed": "the log has the SQLSTATE",
     "expired": f"`sweep --event`, or {LINK}",
     "missing": "`mailglass-reconcile prune`",
@@ -522,7 +523,7 @@ def states() -> str:
     for state in dict.fromkeys((*OUTCOMES, *OPEN_STATES, *EVENT_STATES)):
         meaning = sentences(MEANINGS[state].sentence) + MORE_ON_STATES.get(state, "")
         if state == "skipped":
-            meaning += " " + " ".join(f"`{name}`: {MEANINGS[name].sentence}." for name in SKIPPED)
+            meaning += f" {', '.join(f'`{name}`: {MEANINGS[name].short}' for name in SKIPPED)}."
         rows.append(f"| `{state}` | {meaning} | {STEPS.get(state, 'nothing')} |")
     return "\n".join(rows) + "\n"
 
