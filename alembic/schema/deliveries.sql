@@ -26,7 +26,7 @@ LANGUAGE plpgsql
 DECLARE
   siblings bigint;
   wide text[] := '{}';
-  {failure_variables}
+  error_context text;
 BEGIN
   -- Each id is looked up once. An eleventh delivery shows that it is wide: then it has one row here.
   FOR candidate_id, delivery_id, tenant_id, provider, recipient, siblings IN

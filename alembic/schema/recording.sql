@@ -4,11 +4,11 @@
 -- An error that a function has caught, as README.md says: without a message, which may quote a value. NULL if it concerns
 -- the whole transaction, and must be raised again.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_failure_v1(
-  error_state text, message text, broken_constraint text, in_table text, in_context text)
+  error_state text, message text, error_context text)
 RETURNS text LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 SELECT CASE WHEN left(error_state, 2) <> ALL ('{08,25,40,53,57,58,XX}')
             THEN json_build_object(
-                   'sqlstate', error_state, 'constraint', broken_constraint, 'table', in_table, 'context', in_context,
+                   'sqlstate', error_state, 'context', error_context,
                    'message', CASE error_state WHEN '42501' THEN message END)::text END
 $$;
 
@@ -22,7 +22,7 @@ LANGUAGE plpgsql
 {our_settings} AS $$
 #variable_conflict use_column
 DECLARE
-  {failure_variables}
+  error_context text;
 BEGIN
   RETURN QUERY
   WITH n AS MATERIALIZED (
@@ -61,7 +61,7 @@ LANGUAGE plpgsql
 {our_settings} AS $$
 #variable_conflict use_column
 DECLARE
-  {failure_variables}
+  error_context text;
 BEGIN
   RETURN QUERY
   -- Each event, and its delivery as another transaction committed it last, which this statement's snapshot may not have.
@@ -130,7 +130,7 @@ LANGUAGE plpgsql
 {our_settings} AS $$
 #variable_conflict use_column
 DECLARE
-  {failure_variables}
+  error_context text;
 BEGIN
   RETURN QUERY
   WITH sent AS MATERIALIZED (

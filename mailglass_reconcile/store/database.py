@@ -128,7 +128,6 @@ class CaughtError(Exception):
         facts = json.loads(failure)
         super().__init__(facts["message"] or "")
         self.sqlstate, self.context = facts["sqlstate"], facts["context"]
-        self.constraint_name, self.table_name = facts["constraint"], facts["table"]
 
 
 class SessionTransaction:

@@ -162,7 +162,6 @@ def _placeholders() -> Mapping[str, str]:
         "{our_settings}": " ".join(
             f'SET "{name}" = {value if name == "search_path" else repr(value)}' for name, value in settings.items()
         ),
-        "{failure_variables}": "broken_constraint text; in_table text; in_context text;",
         "{catch_failure}": fragment("catch_failure"),
         "{enqueued}": fragment("enqueued"),
         "{event_types}": ",".join(event_types.TYPES),
