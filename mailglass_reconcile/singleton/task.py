@@ -15,7 +15,7 @@ from celery_singleton import Singleton
 from kombu.utils.uuid import uuid
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import ConfigurationError, InvalidArgumentError, MailglassReconcileError, docs_url
+from mailglass_reconcile.errors import ConfigurationError, InvalidArgumentError, docs_url
 from mailglass_reconcile.rules.thresholds import SWEEP_INTERVAL_SECONDS
 from mailglass_reconcile.schedule import ORIGIN_HEADER
 from mailglass_reconcile.singleton.lock import LockBackend, digest, lock_key, queued_token, running_token
@@ -57,14 +57,12 @@ class LockLease:
         token: The token with which the run holds it.
         duplicate_of: The id of the task that holds the lock instead.
         shared: True if ranges of a fan-out share the lock, so that it is not released.
-        lost_server: True if the run has lost Postgres: then the other ranges have, too, and release what they share.
     """
 
     key: str | None = None
     token: str = ""
     duplicate_of: str | None = None
     shared: bool = False
-    lost_server: bool = False
 
 
 class SweepTask(Singleton):
@@ -130,7 +128,7 @@ class SweepTask(Singleton):
         """Hold the lock while the block runs, or yield a lease that names the task which holds it.
 
         Eager mode takes no lock. A range of a fan-out holds its own lock and, together with the other ranges, the lock
-        of the divided sweep, which it releases if it has lost the server, so that the next full sweep need not wait.
+        of the divided sweep.
         """
         if self.request.is_eager or self.request.id is None:
             yield LockLease()
@@ -141,18 +139,14 @@ class SweepTask(Singleton):
         locks = [(key, lease.token, bool(headers.get(RESERVED_HEADER)), lambda: lease.shared)]
         if isinstance(sweep_token := headers.get(RANGE_OF_HEADER), str):
             tenant_id = bind_arguments(self.run, self.request.args, self.request.kwargs)["tenant_id"]
-            locks.append((lock_key(tenant_id), sweep_token, True, lambda: not lease.lost_server))
+            locks.append((lock_key(tenant_id), sweep_token, True, lambda: True))
         with ExitStack() as renewals:
             for lock, token, reserved, is_shared in locks:
                 lease.duplicate_of = backend.acquire(lock, token, reserved=reserved)
                 if lease.duplicate_of is not None:
                     break
                 renewals.enter_context(backend.renewing(lock, token, is_shared))
-            try:
-                yield lease
-            except MailglassReconcileError as error:
-                lease.lost_server = error.is_transient
-                raise
+            yield lease
 
     def send_ranges(self, lease: LockLease, calls: Sequence[dict[str, Any]], run_id: int | None) -> list[str]:
         """Enqueue a sweep for each range on this run's queue, and return the tasks' ids.

@@ -24,6 +24,7 @@ import mailglass_reconcile
 from faults.redis_servers import silent
 from locks import KEY
 from mailglass_reconcile import runtime, tasks
+from mailglass_reconcile.errors import DatabaseUnavailableError
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.singleton.lock import PREFIX, LockBackend, running_token
 from mailglass_reconcile.singleton.task import SweepTask
@@ -371,6 +372,20 @@ def test_the_first_of_two_runs_of_one_id_to_end_leaves_the_others_lock(store):
     second.__exit__(None, None, None)
     task.pop_request()
     assert not store.exists(name)
+
+
+def test_a_range_that_loses_postgres_leaves_the_lock_of_the_divided_sweep_to_the_other_ranges(store):
+    app_on(store)
+    task, token = sweep_task(), running_token("divided")
+    name = task.generate_lock(task.name, [], {})
+    bounds, headers = {"after": "2000-01-01", "until": "infinity"}, {"mailglass_range_of": token}
+    task.push_request(id="range", args=[], kwargs=bounds, is_eager=False, headers=headers)
+    lost = DatabaseUnavailableError("the server is gone")
+    lost.is_transient = True
+    with pytest.raises(DatabaseUnavailableError), task.holding_lock():
+        raise lost
+    task.pop_request()
+    assert (store.get(name), store.ttl(name) > 50) == (token.encode(), True)
 
 
 def test_a_request_for_later_neither_expires_nor_swallows_one_for_now(store):
