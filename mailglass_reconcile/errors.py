@@ -63,7 +63,7 @@ def docs_url(name: str) -> str:
     """Return the address of a page of the documentation, or its file if the package has no address.
 
     Args:
-        name: The page and its heading, such as `roles.md` or `redis.md#the-lock-of-celerys-sweeps`.
+        name: The page and its heading, such as `roles.md` or `redis.md#your-own-client`.
     """
     with suppress(metadata.PackageNotFoundError):
         for url in metadata.metadata("mailglass-reconcile").get_all("Project-URL") or ():

@@ -6,8 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partialmethod
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, get_type_hints
 
 from celery import Task, group
 from celery.result import AsyncResult
@@ -15,7 +14,7 @@ from celery_singleton import Singleton
 from kombu.utils.uuid import uuid
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import ConfigurationError, InvalidArgumentError, docs_url
+from mailglass_reconcile.errors import ConfigurationError, InvalidArgumentError
 from mailglass_reconcile.rules.thresholds import SWEEP_INTERVAL_SECONDS
 from mailglass_reconcile.schedule import ORIGIN_HEADER
 from mailglass_reconcile.singleton.lock import LockBackend, digest, lock_key, queued_token, running_token
@@ -179,17 +178,6 @@ class SweepTask(Singleton):
         """The divided sweep's row in the run history, if this run is one of its ranges."""
         run_id = (self.request.headers or {}).get(RUN_HEADER)
         return run_id if isinstance(run_id, int) else None
-
-    def _raise_unsupported(self, name: str, *_args: Any, **_options: Any) -> NoReturn:
-        see = docs_url("redis.md#the-lock-of-celerys-sweeps")
-        raise NotImplementedError(f"{name} of celery-singleton does not work on this lock: see {see}")
-
-    # Only `apply_async` and the run itself acquire the lock, and only its holder releases it.
-    release_lock = partialmethod(_raise_unsupported, "release_lock")
-    unlock = partialmethod(_raise_unsupported, "unlock")
-    lock_and_run = partialmethod(_raise_unsupported, "lock_and_run")
-    aquire_lock = partialmethod(_raise_unsupported, "aquire_lock")
-    get_existing_task_id = partialmethod(_raise_unsupported, "get_existing_task_id")
 
     def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
         """Do nothing: the run has released its lock, and no other process may."""
