@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -51,20 +51,6 @@ class Sent:
     occurred_at: dt.datetime | None = None
     _identity: str = field(init=False, repr=False, compare=False, default_factory=uuid7)
     """Identity of a send without a message id, if the same object is recorded again."""
-
-
-class NewSend(NamedTuple):
-    """A delivery and its first event; the delivery's id is in both."""
-
-    entry: Entry
-    delivery_id: str
-    recipient: str
-    message_id: str | None
-
-    @property
-    def identity(self) -> str:
-        """The key that it shares with the same send, recorded again."""
-        return str(self.entry.idempotency_key)
 
 
 def record_send(
@@ -118,21 +104,18 @@ def record_send(
     return after_commit.attach_actions(connection, _make_results(new_sends, delivery_ids, linked))
 
 
-def _store(tx: Transaction, campaign: Campaign, new_sends: Sequence[NewSend]) -> tuple[list[str], bool]:
+def _store(tx: Transaction, campaign: Campaign, new_sends: Sequence[NewDelivery]) -> tuple[list[str], bool]:
     """Store the new sends; return the delivery of each, and whether orphans may be open for one of the message ids."""
     first_sends = {send.identity: send for send in reversed(new_sends)}
-    recipients = Counter(send.message_id for send in first_sends.values() if send.message_id is not None)
-    rows = [
-        NewDelivery(d.entry, d.delivery_id, d.recipient, d.message_id, shared=recipients[d.message_id] > 1)
-        for d in first_sends.values()
-    ]
-    if not rows:
+    if not first_sends:
         return [], False
-    stored_ids, may_be_open = sends.store(tx, campaign, rows)
+    stored_ids, may_be_open = sends.store(tx, campaign, list(first_sends.values()))
     return [stored_ids.get(send.identity) or first_sends[send.identity].delivery_id for send in new_sends], may_be_open
 
 
-def _match(tx: Transaction, new_sends: Sequence[NewSend], new_delivery_ids: Set[str]) -> tuple[Pairs, ExtraMetadata]:
+def _match(
+    tx: Transaction, new_sends: Sequence[NewDelivery], new_delivery_ids: Set[str]
+) -> tuple[Pairs, ExtraMetadata]:
     """Match the open orphans of the sends' message ids; return those that belong to one of the new deliveries."""
     ids = {send.message_id: None for send in new_sends if send.message_id is not None}
     # An orphan of another recipient can only belong to another delivery.
@@ -148,7 +131,7 @@ def _match(tx: Transaction, new_sends: Sequence[NewSend], new_delivery_ids: Set[
 
 
 def _make_results(
-    new_sends: Sequence[NewSend], delivery_ids: Sequence[str], linked: Sequence[ClaimedEvent]
+    new_sends: Sequence[NewDelivery], delivery_ids: Sequence[str], linked: Sequence[ClaimedEvent]
 ) -> list[RecordedDelivery]:
     counts = Counter(event.delivery_id for event in linked)
     ids = dict.fromkeys((send.entry.tenant_id, send.message_id) for send in new_sends if send.message_id)
@@ -156,7 +139,7 @@ def _make_results(
     return [RecordedDelivery(UUID(id_), counts[id_], action) for id_ in delivery_ids]
 
 
-def validate_sends(tenant_id: str, provider: str, sent: Iterable[Sent]) -> list[NewSend]:
+def validate_sends(tenant_id: str, provider: str, sent: Iterable[Sent]) -> list[NewDelivery]:
     """Validate the results of a provider's API, and return a new send for each, in order; *provider* is canonical."""
     if not isinstance(sent, Iterable):
         raise InvalidEventError("sent must be a list of Sent")
@@ -168,7 +151,7 @@ def validate_sends(tenant_id: str, provider: str, sent: Iterable[Sent]) -> list[
     return new_sends
 
 
-def _validate_send(at: str, result: Sent, tenant_id: str, provider: str) -> NewSend:
+def _validate_send(at: str, result: Sent, tenant_id: str, provider: str) -> NewDelivery:
     type_ = validation.sent_type(f"{at}.type", result.type)
     message_id = validation.sent_message_id(f"{at}.message_id", result.message_id, needed=type_ == "dispatched")
     recipient = validation.sent_recipient(f"{at}.recipient", result.recipient)
@@ -191,7 +174,7 @@ def _validate_send(at: str, result: Sent, tenant_id: str, provider: str) -> NewS
         metadata={"provider": provider, provider_rules.rule_of(provider).stored_under: message_id},
         needs_reconciliation=False,
     )
-    return NewSend(entry, delivery_id, recipient, message_id)
+    return NewDelivery(entry, delivery_id, recipient, message_id)
 
 
 def _idempotency_key(*identity: str | None) -> str:

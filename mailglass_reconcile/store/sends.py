@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -45,16 +46,17 @@ class Campaign(NamedTuple):
 
 
 class NewDelivery(NamedTuple):
-    """A delivery to be stored, and its first event, which names it.
-
-    `shared` if its message id has other recipients in the same call.
-    """
+    """A delivery to be stored, and its first event, which names it."""
 
     entry: Entry
     delivery_id: str
     recipient: str
     message_id: str | None
-    shared: bool
+
+    @property
+    def identity(self) -> str:
+        """The key that it shares with the same send, recorded again."""
+        return str(self.entry.idempotency_key)
 
 
 class StoredSends(NamedTuple):
@@ -65,7 +67,10 @@ class StoredSends(NamedTuple):
 
 
 def store(tx: Transaction, campaign: Campaign, new_deliveries: Sequence[NewDelivery]) -> StoredSends:
-    """Store new deliveries, each with the projection of its event, and enqueue the events for handlers."""
+    """Store the deliveries of different sends, projected, with their events, and enqueue the events for handlers."""
+    recipients = Counter[str | None](
+        delivery.message_id for delivery in new_deliveries if delivery.message_id is not None
+    )
     parameters = {
         "tenant": campaign.tenant_id,
         "mailable": campaign.mailable,
@@ -77,12 +82,12 @@ def store(tx: Transaction, campaign: Campaign, new_deliveries: Sequence[NewDeliv
         "delivery_ids": array_literal(delivery.delivery_id for delivery in new_deliveries),
         "types": array_literal(delivery.entry.type for delivery in new_deliveries),
         "times": array_literal(delivery.entry.occurred_at for delivery in new_deliveries),
-        "keys": array_literal(delivery.entry.idempotency_key for delivery in new_deliveries),
+        "keys": array_literal(delivery.identity for delivery in new_deliveries),
         "entries": array_literal(json.dumps(delivery.entry.metadata) for delivery in new_deliveries),
         "recipients": array_literal(delivery.recipient for delivery in new_deliveries),
         "domains": array_literal(delivery.recipient.rpartition("@")[2].lower() for delivery in new_deliveries),
         "message_ids": array_literal(delivery.message_id for delivery in new_deliveries),
-        "shared": array_literal(str(delivery.shared) for delivery in new_deliveries),
+        "shared": array_literal(str(recipients[delivery.message_id] > 1) for delivery in new_deliveries),
         "even_if_open": "false",
     }
     rows = tx.call(STORE, parameters)

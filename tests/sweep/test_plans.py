@@ -649,7 +649,7 @@ def test_storing_sends_looks_for_their_ids_only(application):
     for id_ in ids:
         event, delivery = factories.new_id(), factories.new_id()
         entry = Entry(event, "acme", delivery, "dispatched", "2026-01-02", f"send:{id_}", None, {}, False)
-        new.append(NewDelivery(entry, delivery, "a@example.com", id_, shared=False))
+        new.append(NewDelivery(entry, delivery, "a@example.com", id_))
     plan = probing(application, lambda: sends.store(application, campaign, new))
     candidates = "mailglass_open_orphan_ids_candidate_idx"
     assert plan.indexes == {deliveries.INDEX, "mailglass_events_idempotency_key_idx", candidates, HANDLED}
