@@ -19,22 +19,16 @@ BYTES_AT_ONCE = 250_000
 EVENTS_AT_ONCE = 500
 """Events whose rows one transaction reads."""
 
-COLUMNS = ("id", "tenant_id", "provider", "provider_event_id", "raw_payload", "status", "inserted_at")
-"""The columns needed to find a recipient."""
-
-TRANSACTION = "xmin"
-"""The system column of the transaction that wrote a row; without it, a batch is found by its contents alone."""
+COLUMNS = ("id", "tenant_id", "provider", "provider_event_id", "raw_payload", "status", "inserted_at", "xmin")
+"""The columns needed to find a recipient; `xmin` is the transaction that wrote the row."""
 
 # A partitioned table has no size of its own.
-_ACCESS = """
+_CAN_READ = """
 SELECT (SELECT c.relkind = 'p' OR pg_relation_size(c.oid) > 0
           FROM pg_class AS c WHERE c.oid = to_regclass(:webhooks))
        AND (SELECT count(*) = cardinality(CAST(:columns AS text[])) FROM pg_attribute AS a
              WHERE a.attrelid = to_regclass(:webhooks) AND has_column_privilege(a.attrelid, a.attnum, 'SELECT')
-               AND a.attname = ANY (CAST(:columns AS text[]))) AS contents,
-       (SELECT count(*) = 2 FROM pg_attribute AS a
-         WHERE a.attrelid IN (to_regclass(:webhooks), to_regclass(:events)) AND a.attname = :transaction
-           AND has_column_privilege(a.attrelid, a.attnum, 'SELECT')) AS transactions
+               AND a.attname = ANY (CAST(:columns AS text[])))
 """
 
 # By the id that Mailglass stores since 1.0, otherwise by the event's id. The size is that of the stored value, without
@@ -114,22 +108,10 @@ class RawWebhook(NamedTuple):
     size: int
 
 
-class WebhookAccess(NamedTuple):
-    """What this role may read: the contents of raw webhooks, if there are any; which transaction wrote a row."""
-
-    contents: bool
-    transactions: bool
-
-
-def load_access(tx: Transaction) -> WebhookAccess:
-    """Return what this role may read of raw webhooks."""
-    parameters = {
-        "webhooks": tx.name_of("mailglass_webhook_events"),
-        "events": tx.name_of("mailglass_events"),
-        "columns": array_literal(COLUMNS),
-        "transaction": TRANSACTION,
-    }
-    return WebhookAccess(*map(bool, tx.execute(_ACCESS, parameters).one()))
+def can_read(tx: Transaction) -> bool:
+    """Return True if there are raw webhooks, and this role may read them."""
+    parameters = {"webhooks": tx.name_of("mailglass_webhook_events"), "columns": array_literal(COLUMNS)}
+    return bool(tx.execute(_CAN_READ, parameters).scalar_one())
 
 
 def load_recipients(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from mailglass_reconcile.mailglass_compat import raw_webhooks, readers, webhook_search
-from mailglass_reconcile.mailglass_compat.raw_webhooks import EVENTS_AT_ONCE, ReportedEvent, WebhookAccess
+from mailglass_reconcile.mailglass_compat.raw_webhooks import EVENTS_AT_ONCE, ReportedEvent
 from mailglass_reconcile.mailglass_compat.webhook_search import Budget, SearchResult
 from mailglass_reconcile.rules import matching
 from mailglass_reconcile.rules.addresses import normalize_address
@@ -60,12 +60,12 @@ def load_recipients(reading: Reading, events: Sequence[UnknownRecipient], budget
 
     An event whose recipient cannot be read is left out.
     """
-    access = _load_access(reading, events)
-    providers = [readers.RECIPIENT_IN_EVENT_ID, *(readers.READERS if access.contents else ())]
+    can_read = _can_read_webhooks(reading, events)
+    providers = [readers.RECIPIENT_IN_EVENT_ID, *(readers.READERS if can_read else ())]
     events_by_id = {event.event_id: event for event in events if event.provider in providers}
     results: dict[str, SearchResult] = {}
     # The role that sweeps may be able to read what this one, a recorder's or reader's, is not.
-    if not (access.contents or budget.is_final):
+    if not (can_read or budget.is_final):
         results = {event.event_id: SearchResult(None, event.read_from) for event in events}
     located: dict[str, list[ReportedEvent]] = defaultdict(list)
     sought: dict[str, list[ReportedEvent]] = defaultdict(list)
@@ -90,22 +90,15 @@ def load_recipients(reading: Reading, events: Sequence[UnknownRecipient], budget
         recipients = raw_webhooks.load_recipients(reading, provider, readers.READERS[provider], reported_events)
         results |= {event_id: SearchResult(recipient, None) for event_id, recipient in recipients.items()}
     for provider, reported_events in sought.items():
-        results |= webhook_search.search(
-            reading,
-            provider,
-            readers.READERS[provider],
-            reported_events,
-            budget,
-            by_transaction=access.transactions,
-        )
+        results |= webhook_search.search(reading, provider, readers.READERS[provider], reported_events, budget)
     return results
 
 
-def _load_access(reading: Reading, events: Sequence[UnknownRecipient]) -> WebhookAccess:
+def _can_read_webhooks(reading: Reading, events: Sequence[UnknownRecipient]) -> bool:
     if not any(event.provider in readers.READERS for event in events):
-        return WebhookAccess(contents=False, transactions=False)
+        return False
     with reading() as tx:
-        return raw_webhooks.load_access(tx)
+        return raw_webhooks.can_read(tx)
 
 
 def _load_ids(reading: Reading, event_ids: Sequence[str]) -> Iterator[tuple[str, _EventIds]]:

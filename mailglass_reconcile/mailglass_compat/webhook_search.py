@@ -28,8 +28,7 @@ ROWS_AT_ONCE = 2_000
 
 # One page of raw webhooks of any provider, newest first; of these, the ones that may contain an event, and the page's
 # last. The ranges are disjoint, the newest first. The transactions are hashed, not joined by a loop.
-# `_NEXT` is the same without `xmin`, which no text may name whose role may not read it.
-_NEXT_OF_TRANSACTIONS = """
+_NEXT = """
 WITH page AS MATERIALIZED (
   SELECT w.*, row_number() OVER (ORDER BY r.number, w.id DESC) AS place
     FROM unnest(CAST(:first_ids AS uuid[]), CAST(:end_ids AS uuid[])) WITH ORDINALITY AS r (first_id, end_id, number)
@@ -41,24 +40,8 @@ WITH page AS MATERIALIZED (
 ), examined AS (
   SELECT id, tenant_id, size, place,
          provider = :provider AND (tenant_id IN (SELECT unnest(CAST(:tenant_ids AS text[])))) IS TRUE
-         AND (transaction_id IN (SELECT unnest(CAST(:transaction_ids AS xid[])))) IS TRUE AS may_contain
-    FROM page
-)
-SELECT id::text, tenant_id, size, may_contain, place FROM examined WHERE may_contain OR place = :rows ORDER BY place
-"""
-
-_NEXT = """
-WITH page AS MATERIALIZED (
-  SELECT w.*, row_number() OVER (ORDER BY r.number, w.id DESC) AS place
-    FROM unnest(CAST(:first_ids AS uuid[]), CAST(:end_ids AS uuid[])) WITH ORDINALITY AS r (first_id, end_id, number)
-   CROSS JOIN LATERAL (
-           SELECT id, tenant_id, provider, pg_column_size(raw_payload) AS size
-             FROM {schema}.mailglass_webhook_events
-            WHERE id >= r.first_id AND id < r.end_id ORDER BY id DESC LIMIT :rows) AS w
-   ORDER BY r.number, w.id DESC LIMIT :rows
-), examined AS (
-  SELECT id, tenant_id, size, place,
-         provider = :provider AND (tenant_id IN (SELECT unnest(CAST(:tenant_ids AS text[])))) IS TRUE AS may_contain
+         AND (CAST(:transaction_ids AS xid[]) IS NULL
+              OR (transaction_id IN (SELECT unnest(CAST(:transaction_ids AS xid[])))) IS TRUE) AS may_contain
     FROM page
 )
 SELECT id::text, tenant_id, size, may_contain, place FROM examined WHERE may_contain OR place = :rows ORDER BY place
@@ -123,8 +106,6 @@ def search(
     reader: RecipientReader,
     events: Sequence[ReportedEvent],
     budget: Budget,
-    *,
-    by_transaction: bool,
 ) -> dict[str, SearchResult]:
     """Search the raw webhook of each event, and return the result by the ledger's event id.
 
@@ -134,13 +115,12 @@ def search(
         reader: The places of recipients in its webhooks.
         events: The events; the id of each is a UUIDv7.
         budget: What may be read; what it leaves is read by the next search, from `ReportedEvent.read_from` on.
-        by_transaction: True if this role may read `xmin` of both tables.
     """
     run = _Search(reading, provider, reader)
     remaining = {event.event_id: _to_sought(event) for event in events}
     # A search that has begun to read all webhooks has read those of the event's transaction.
     not_begun = {event_id: sought for event_id, sought in remaining.items() if not sought.is_begun}
-    if by_transaction and not_begun:
+    if not_begun:
         # With a budget of its own: the other one always makes progress, whatever the transactions hold.
         run.read(not_begun, run.load_transactions(not_begun), replace(budget))
     remaining = {event_id: sought for event_id, sought in remaining.items() if event_id not in run.recipients}
@@ -207,12 +187,11 @@ class _Search:
             "end_ids": array_literal(end_id for _, end_id in ranges),
             "provider": self._provider,
             "tenant_ids": array_literal(tenant_ids),
+            "transaction_ids": None if transactions is None else array_literal(transactions),
             "rows": ROWS_AT_ONCE,
         }
-        if transactions is not None:
-            parameters["transaction_ids"] = array_literal(transactions)
         with self._reading() as tx:
-            rows = tx.execute(_NEXT if transactions is None else _NEXT_OF_TRANSACTIONS, parameters).all()
+            rows = tx.execute(_NEXT, parameters).all()
         webhooks = [RawWebhook(row.id, row.tenant_id, row.size) for row in rows if row.may_contain]
         is_full = bool(rows) and rows[-1].place == ROWS_AT_ONCE
         return _Page(webhooks, rows[-1].id if is_full else ALL_READ)

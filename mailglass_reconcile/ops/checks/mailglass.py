@@ -157,7 +157,7 @@ def recipients(context: CheckContext) -> Iterator[Finding]:
     if blind is None:
         yield ok("recipients can be read from raw webhooks")
         return
-    columns = ", ".join((*raw_webhooks.COLUMNS, raw_webhooks.TRANSACTION))
+    columns = ", ".join(raw_webhooks.COLUMNS)
     yield warning(
         f"role {blind.role} cannot read raw webhooks, so sweeps link by the message id alone: a Cc's bounce may be"
         " linked to the To's delivery, and a link cannot be undone",
