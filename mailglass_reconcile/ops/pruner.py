@@ -155,9 +155,9 @@ class _Prune:
             yield f"jobs_{state}", _make_delete_step(outbox.DELETE_OLD, days[f"jobs_{state}"], state=state)
         yield "keys", self._store_keys_of_expired
         yield "expired", self._expire
+        yield "added", lambda connected: repair.add_missing(connected, BATCH_ROWS)
         yield "settled", lambda connected: repair.remove_closed(connected, BATCH_ROWS)
         yield "ids", lambda connected: repair.remove_stray_ids(connected, BATCH_ROWS)
-        yield "added", lambda connected: repair.add_missing(connected, BATCH_ROWS)
         yield "events", self._delete_events
         yield "deliveries", self._delete_deliveries
         yield "history", runs.fold_old

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store.database import NIL, OpenConnection, Transaction, array_literal, in_schema
+from mailglass_reconcile.store.database import NIL, OpenConnection, in_schema
 
 # The newest of each tenant, at a cost that does not depend on the number of its orphans.
 _NEWEST = """
@@ -46,14 +46,8 @@ WITH page AS MATERIALIZED (
       ON CONFLICT DO NOTHING RETURNING event_id
 )
 SELECT tenant_id AS after_tenant, inserted_at::text AS after_time, id::text AS after_id,
-       ARRAY(SELECT event_id::text FROM added) AS added
+       (SELECT count(*) FROM added) AS added
   FROM page ORDER BY tenant_id DESC, inserted_at DESC, id DESC LIMIT 1
-"""
-
-_CLOSE_RECONCILED = """
-DELETE FROM {schema}.mailglass_open_orphans AS o
- WHERE event_id = ANY (CAST(:event_ids AS uuid[]))
-   AND EXISTS (SELECT FROM {schema}.mailglass_reconcile_link_of_v1(o.event_id, o.tenant_id) OFFSET 0)
 """
 
 _REMOVE_SETTLED = """
@@ -156,39 +150,15 @@ def add_missing(connected: OpenConnection, size: int) -> int:
     """Add the ledger's open orphans within the maximum age that are missing in our table, and return their number.
 
     Each *size* rows of the ledger are one transaction. The arrival of an orphan added in this way is the millisecond of
-    its UUIDv7, or else its `inserted_at` read as UTC.
+    its UUIDv7, or else its `inserted_at` read as UTC. One that was linked meanwhile is added too: call `remove_closed`
+    afterwards.
     """
     with connected.writing() as tx:
         # The trigger adds newer rows; without this bound, a busy ledger would have no end.
         until = tx.execute(_NEWEST).scalar_one()
-    cursor: dict[str, Any] = dict(_START)
-    added = 0
-    while True:
-        with connected.writing() as tx:
-            page = {
-                **cursor,
-                "until_time": until,
-                "size": size,
-                "max_age_minutes": connected.settings.max_age_minutes,
-            }
-            last = tx.execute(_ADD_MISSING, page).mappings().one_or_none()
-            if last is None:
-                return added
-            cursor = dict(last)
-            event_ids = cursor.pop("added")
-            added += len(event_ids) - _close_reconciled(tx, event_ids)
-
-
-def _close_reconciled(tx: Transaction, event_ids: Collection[str]) -> int:
-    """Remove added orphans that were linked meanwhile, and return their number.
-
-    A link that had not committed when the statement began has locked the row that it removes: the insert waited for
-    it.
-    """
-    if not event_ids:
-        return 0
-    closed: int = tx.execute(_CLOSE_RECONCILED, {"event_ids": array_literal(event_ids)}).rowcount
-    return closed
+    max_age = connected.settings.max_age_minutes
+    pages = _pages(connected, _ADD_MISSING, size, _START, until_time=until, max_age_minutes=max_age)
+    return sum(page["added"] for page in pages)
 
 
 def remove_closed(connected: OpenConnection, size: int) -> int:
