@@ -17,13 +17,12 @@ from sqlalchemy.exc import DBAPIError
 from mailglass_reconcile import runtime, telemetry
 from mailglass_reconcile.errors import MailglassReconcileError, database_errors
 from mailglass_reconcile.mailglass_compat import raw_webhooks
+from mailglass_reconcile.rules.matching import UNMATCHABLE, UNMATCHED
 from mailglass_reconcile.rules.states import RunStatus
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import outbox, privileges, repair, retention, runs, schema, stored_keys
+from mailglass_reconcile.store import outbox, privileges, repair, retention, runs, schema
 from mailglass_reconcile.store.database import STATEMENT_TIMEOUT_MS, Database, OpenConnection, with_retries
-from mailglass_reconcile.store.repair import Expired
 from mailglass_reconcile.store.runs import Origin, Run
-from mailglass_reconcile.store.stored_keys import StoredKeys
 from mailglass_reconcile.sweep.reading import ChunkReader, match_slice
 
 logger = logging.getLogger(__name__)
@@ -135,7 +134,7 @@ class _Prune:
         self._made_by_mailglass = made_by_mailglass
         self._database = database
         self._settings = database.settings
-        self._expired = Expired(0, 0)
+        self._expired_with_delivery = 0
         self._first_error: str | None = None
         self.result = PruneResult()
 
@@ -153,7 +152,6 @@ class _Prune:
             yield status, _make_delete_step(raw_webhooks.DELETE_OLD, days[status], status=status)
         for state in ("done", "dead"):
             yield f"jobs_{state}", _make_delete_step(outbox.DELETE_OLD, days[f"jobs_{state}"], state=state)
-        yield "keys", self._store_keys_of_expired
         yield "expired", self._expire
         yield "added", lambda connected: repair.add_missing(connected, BATCH_ROWS)
         yield "settled", lambda connected: repair.remove_closed(connected, BATCH_ROWS)
@@ -162,23 +160,18 @@ class _Prune:
         yield "deliveries", self._delete_deliveries
         yield "history", runs.fold_old
 
-    def _store_keys_of_expired(self, connected: OpenConnection) -> int:
-        """Store the keys of expired orphans that no sweep has checked: the next step counts those with a delivery."""
+    def _expire(self, connected: OpenConnection) -> int:
+        """Remove expired orphans, and count those with a delivery; what no sweep has checked is matched for that."""
+        # Counted as they go, here and below: what is committed counts even if a later batch fails.
         reader = ChunkReader(connected, lambda: STATEMENT_TIMEOUT_MS, lambda: False)
-        for event_ids in repair.find_expired_without_keys(connected, BATCH_ROWS):
-            matches = match_slice(reader, event_ids, with_retries, of_any_age=True).matches
-            computed = [match for match in matches if match.has_new_keys]
-            keys = {match.orphan.event_id: StoredKeys(match.keys, match.result.state) for match in computed}
-            with connected.writing() as tx:
-                stored_keys.store(tx, keys)
+        for removed in repair.remove_expired(connected, BATCH_ROWS):
+            self.result.expired += removed.orphans
+            self._expired_with_delivery += removed.named
+            matches = match_slice(reader, removed.without_keys, with_retries, of_any_age=True).matches
+            self._expired_with_delivery += sum(match.result.state not in (UNMATCHED, UNMATCHABLE) for match in matches)
         return 0
 
-    def _expire(self, connected: OpenConnection) -> int:
-        self._expired = repair.remove_expired(connected, BATCH_ROWS)
-        return self._expired.orphans
-
     def _delete_events(self, connected: OpenConnection) -> int:
-        # Counted as they go: what is committed counts even if a later batch fails.
         if (days := self._settings.retention_events_days) is not None:
             for deleted in retention.delete_events(connected, days, RETENTION_ROWS):
                 self.result.events += deleted
@@ -207,15 +200,14 @@ class _Prune:
 
     def add_to_history(self, origin: Origin, began: float) -> None:
         """Add a row to the history of runs; if that fails, it is a failed step as well."""
-        expired = self._expired
         milliseconds = round((time.monotonic() - began) * 1000)
         run = Run(
             "prune",
             origin,
             status=self.result.status,
             counts={
-                "expired": expired.orphans,
-                "unmatched": expired.orphans - expired.named,
+                "expired": self.result.expired,
+                "unmatched": self.result.expired - self._expired_with_delivery,
                 "events": self.result.events,
                 "deliveries": self.result.deliveries,
                 "duration_ms": milliseconds,

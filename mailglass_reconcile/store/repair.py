@@ -68,17 +68,6 @@ SELECT event_id::text AS after_id, (SELECT count(*) FROM removed) AS removed
   FROM page ORDER BY event_id DESC LIMIT 1
 """
 
-_FIND_EXPIRED_WITHOUT_KEYS = """
-WITH page AS MATERIALIZED (
-  SELECT event_id, arrived_at FROM {schema}.mailglass_open_orphans
-   WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_id AS uuid))
-     AND {schema}.mailglass_reconcile_is_expired_v1(arrived_at, :max_age_minutes) AND rank IS NULL
-   ORDER BY arrived_at, event_id LIMIT :size
-)
-SELECT arrived_at::text AS after_time, event_id::text AS after_id, ARRAY(SELECT event_id::text FROM page) AS event_ids
-  FROM page ORDER BY arrived_at DESC, event_id DESC LIMIT 1
-"""
-
 # Events of other software's mail expire every day, which is normal; one that names a delivery should have been linked.
 # In the order of arrival from a cursor on, so that a batch does not walk over the rows that earlier ones have removed.
 _REMOVE_EXPIRED = """
@@ -89,13 +78,15 @@ WITH page AS MATERIALIZED (
    ORDER BY arrived_at, event_id LIMIT :size FOR UPDATE SKIP LOCKED
 ), removed AS (
   DELETE FROM {schema}.mailglass_open_orphans AS o WHERE event_id = ANY (ARRAY(SELECT event_id FROM page))
-  RETURNING EXISTS (SELECT FROM {schema}.mailglass_open_orphan_ids AS k
+  RETURNING o.event_id, o.rank,
+            EXISTS (SELECT FROM {schema}.mailglass_open_orphan_ids AS k
                       JOIN {schema}.mailglass_deliveries AS d
                         ON hashtextextended(d.provider_message_id, 0) = hashtextextended(k.candidate_id, 0)
                      WHERE k.event_id = o.event_id OFFSET 0) AS named
 )
 SELECT arrived_at::text AS after_time, event_id::text AS after_id,
-       (SELECT count(*) FROM removed) AS orphans, (SELECT count(*) FROM removed WHERE named) AS named
+       (SELECT count(*) FROM removed) AS orphans, (SELECT count(*) FROM removed WHERE named) AS named,
+       ARRAY(SELECT event_id::text FROM removed WHERE rank IS NULL) AS without_keys
   FROM page ORDER BY arrived_at DESC, event_id DESC LIMIT 1
 """
 
@@ -183,26 +174,24 @@ def _pages(
 
 
 class Expired(NamedTuple):
-    """The number of expired orphans, and the number of those that name a delivery, of any tenant."""
+    """Removed orphans.
+
+    Attributes:
+        orphans: Their number.
+        named: The number of those whose keys name a delivery, of any tenant.
+        without_keys: The ids of those that no sweep has checked.
+    """
 
     orphans: int
     named: int
+    without_keys: list[str]
 
 
-def find_expired_without_keys(connected: OpenConnection, size: int) -> Iterator[list[str]]:
-    """Yield the ids of orphans older than the maximum age that no sweep has checked, at most *size* at once."""
+def remove_expired(connected: OpenConnection, size: int) -> Iterator[Expired]:
+    """Remove orphans older than the maximum age, *size* in a transaction, and yield what each has removed."""
     max_age = connected.settings.max_age_minutes
-    for page in _pages(connected, _FIND_EXPIRED_WITHOUT_KEYS, size, _BEFORE_ALL, max_age_minutes=max_age):
-        yield page["event_ids"]
-
-
-def remove_expired(connected: OpenConnection, size: int) -> Expired:
-    """Remove orphans older than the maximum age in batches of *size*, and return their numbers."""
-    max_age = connected.settings.max_age_minutes
-    total = Expired(0, 0)
     for page in _pages(connected, _REMOVE_EXPIRED, size, _BEFORE_ALL, max_age_minutes=max_age):
-        total = Expired(total.orphans + page["orphans"], total.named + page["named"])
-    return total
+        yield Expired(page["orphans"], page["named"], page["without_keys"])
 
 
 def remove_stray_ids(connected: OpenConnection, size: int) -> int:

@@ -139,7 +139,7 @@ def _percent(tx: Transaction, table: str, pages: int) -> float:
 def repair_open_orphans(connected: OpenConnection) -> str:
     """Make the open orphans equal the ledger, as the daily prune does, and return a summary."""
     with database_errors():
-        removed = repair.remove_expired(connected, BATCH_ROWS).orphans
+        removed = sum(expired.orphans for expired in repair.remove_expired(connected, BATCH_ROWS))
         added = repair.add_missing(connected, BATCH_ROWS)
         removed += repair.remove_closed(connected, BATCH_ROWS)
         repair.remove_stray_ids(connected, BATCH_ROWS)
