@@ -66,17 +66,19 @@ BEGIN
       FROM {schema}.mailglass_events AS e
      WHERE e.id > after_id AND {schema}.mailglass_reconcile_is_old_event_v1(e.id, e.inserted_at, days)
      ORDER BY e.id LIMIT size
-  -- An orphan belongs to the delivery that its `reconciled` event names.
-  ), owned AS MATERIALIZED (
-    SELECT p.id, coalesce(p.delivery_id, r.delivery_id) AS owner, p.is_orphan AND r.id IS NULL AS is_loose
-      FROM page AS p
-      LEFT JOIN LATERAL (
-             SELECT r.* FROM {schema}.mailglass_reconcile_link_of_v1(p.id, p.tenant_id) AS r
-              WHERE p.is_orphan OFFSET 0) AS r ON true
+  -- A delivery belongs to the page that has its newest event: each is gathered once, and one with a newer event never.
+  -- The orphans linked to it go with their `reconciled` events.
+  ), owner AS (
+    SELECT d.id
+      FROM (SELECT DISTINCT delivery_id AS id FROM page WHERE delivery_id IS NOT NULL) AS d
+     WHERE ((SELECT e.id FROM {schema}.mailglass_events AS e
+              WHERE e.delivery_id = d.id ORDER BY e.occurred_at DESC LIMIT 1) IN (SELECT id FROM page)) IS TRUE
   )
   SELECT CASE WHEN count(*) = size THEN (array_agg(id ORDER BY id DESC))[1] END,
-         array_agg(id) FILTER (WHERE is_loose), array_agg(DISTINCT owner) FILTER (WHERE owner IS NOT NULL)
-    INTO after_id, loose, owners FROM owned;
+         array_agg(id) FILTER (WHERE is_orphan AND NOT EXISTS (
+           SELECT FROM {schema}.mailglass_reconcile_link_of_v1(id, tenant_id) OFFSET 0)),
+         ARRAY(SELECT id FROM owner)
+    INTO after_id, loose, owners FROM page;
 
   -- Whoever writes for a delivery locks it, if only FOR KEY SHARE: what is locked is left to the next prune. What is
   -- gone needs no lock.
@@ -93,8 +95,8 @@ BEGIN
     loose := NULL;
   END IF;
 
-  -- A statement of its own, which sees what was committed before the locks were there. The newest event comes first, so
-  -- that a delivery with many costs one probe if it stays.
+  -- A statement of its own, which sees what was committed before the locks were there. The newest event comes first: one
+  -- that was appended meanwhile costs one probe.
   SELECT array_agg(w.id) INTO whole
     FROM unnest(whole) AS w (id)
    WHERE (SELECT true FROM {schema}.mailglass_events AS e
@@ -165,7 +167,9 @@ BEGIN
      LIMIT size
   ), locking AS MATERIALIZED (
     SELECT d.id FROM {schema}.mailglass_deliveries AS d
-     WHERE d.id = ANY (ARRAY(SELECT p.id FROM page AS p)) ORDER BY d.id FOR UPDATE SKIP LOCKED
+     WHERE d.id = ANY (ARRAY(SELECT p.id FROM page AS p))
+       AND NOT EXISTS (SELECT FROM {schema}.mailglass_events AS e WHERE e.delivery_id = d.id OFFSET 0)
+     ORDER BY d.id FOR UPDATE SKIP LOCKED
   )
   SELECT CASE WHEN count(*) OVER () = size THEN p.tenant_id END, p.provider, p.inserted_at, p.id,
          ARRAY(SELECT k.id FROM locking AS k)

@@ -203,6 +203,13 @@ def test_any_size_of_batch_deletes_the_same(db, monkeypatch, size):
     assert deliveries(db) == {row["id"] for row in rows[::5]}
 
 
+ATTACHED = """
+INSERT INTO mailglass_events (id, tenant_id, delivery_id, type, occurred_at, inserted_at)
+SELECT CAST(lpad(to_hex((extract(epoch FROM now() - interval '40 days') * 1000)::bigint + n), 12, '0') || '7'
+            || substr(md5(n::text), 14) AS uuid), 'acme', CAST(:delivery AS uuid), 'opened',
+       now()::timestamp - interval '40 days' + make_interval(secs => n / 1000.0), now()::timestamp - interval '40 days'
+  FROM generate_series(1, :number) AS n
+"""
 V4 = "00000000-0000-4000-8000-000000000001"
 
 
@@ -364,6 +371,35 @@ SELECT CAST(lpad(to_hex((extract(epoch FROM inserted_at) * 1000)::bigint), 12, '
             || substr(md5(id || '/' || n), 14) AS uuid), tenant_id, id, 'opened', inserted_at, inserted_at
   FROM sent, generate_series(1, 2) AS n
 """
+
+
+@pytest.mark.parametrize("ages", [(1,), (40, 1)])
+def test_a_prune_locks_no_delivery_that_stays(db, ages):
+    with days_ago(db, 40):
+        kept = delivery(db, "m-1")
+    for day, days in enumerate(ages, 1):
+        insert_attached(db, kept, days, occurred_at=f"2026-01-0{day}")
+    assert (prune(db, 30, 30).events, prune(db, 30, 30).deliveries) == (0, 0)
+    assert db.value("SELECT xmax::text FROM mailglass_deliveries") == "0"
+
+
+@pytest.mark.slow
+def test_a_delivery_that_stays_for_a_dead_job_is_read_once_however_many_events_it_has(db, monkeypatch):
+    monkeypatch.setattr(pruner, "RETENTION_ROWS", 100)
+    read = []
+    for number in (1_000, 2_000):
+        to = new_id()
+        db.run(ATTACHED, number=number, delivery=to)
+        db.run("""INSERT INTO mailglass_handler_outbox
+                         (event_id, handler, delivery_id, type, state, next_at, inserted_at)
+                  SELECT id, 'audit', delivery_id, type, 'dead', now(), now() FROM mailglass_events LIMIT 1""")
+        db.run("ANALYZE mailglass_events")
+        read.append(buffers(db)[0])
+        assert len(ledger(db)) == number
+        db.run("TRUNCATE mailglass_handler_outbox")
+        assert prune(db, 30, 30).events == number
+    db.broken.add("I14")
+    assert read[1] < 2.6 * read[0]
 
 
 @pytest.mark.slow
