@@ -28,9 +28,6 @@ CREATE UNIQUE INDEX mailglass_events_idempotency_key_idx
 CREATE INDEX mailglass_events_delivery_idx
   ON {schema}.mailglass_events (delivery_id, occurred_at) WHERE delivery_id IS NOT NULL;
 
--- step: index mailglass_events_tenant_recent_idx [made here]
-CREATE INDEX mailglass_events_tenant_recent_idx ON {schema}.mailglass_events (tenant_id, inserted_at DESC);
-
 -- step: index mailglass_events_needs_reconcile_idx [made here]
 CREATE INDEX mailglass_events_needs_reconcile_idx
   ON {schema}.mailglass_events (tenant_id, inserted_at) WHERE needs_reconciliation = true;

@@ -18,20 +18,6 @@ WITH RECURSIVE tenants (tenant_id) AS (
 SELECT t.tenant_id FROM tenants AS t WHERE t.tenant_id IS NOT NULL
 $$;
 
--- step: function mailglass_reconcile_tenants_of_events_v1
-CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_tenants_of_events_v1(from_tenant text)
-RETURNS TABLE (tenant_id text) LANGUAGE sql STABLE AS $$
-WITH RECURSIVE tenants (tenant_id) AS (
-  (SELECT e.tenant_id FROM {schema}.mailglass_events AS e
-    WHERE e.tenant_id OPERATOR(pg_catalog.>=) from_tenant ORDER BY e.tenant_id LIMIT 1)
-   UNION ALL
-  SELECT (SELECT e.tenant_id FROM {schema}.mailglass_events AS e
-           WHERE e.tenant_id OPERATOR(pg_catalog.>) t.tenant_id ORDER BY e.tenant_id LIMIT 1)
-    FROM tenants AS t WHERE t.tenant_id IS NOT NULL
-)
-SELECT t.tenant_id FROM tenants AS t WHERE t.tenant_id IS NOT NULL
-$$;
-
 -- step: function mailglass_reconcile_tenants_of_orphans_v1
 -- Those that have orphans, open or not.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_tenants_of_orphans_v1(from_tenant text)

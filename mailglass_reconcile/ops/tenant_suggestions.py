@@ -13,15 +13,16 @@ READ_AT_MOST = 1_000
 """Tenants of either table that are compared."""
 TIMEOUT_MS = 24_000
 
+# Of the ledger, only events that were stored without a delivery are in the order of tenants.
 _IS_THERE = """
 SELECT EXISTS (SELECT FROM {schema}.mailglass_deliveries WHERE tenant_id = :tenant_id)
-       OR EXISTS (SELECT FROM {schema}.mailglass_events WHERE tenant_id = :tenant_id)
+       OR EXISTS (SELECT FROM {schema}.mailglass_events WHERE tenant_id = :tenant_id AND needs_reconciliation)
 """
 
 _TENANTS = """
 (SELECT left(tenant_id, 512) FROM {schema}.mailglass_reconcile_tenants_of_deliveries_v1('') LIMIT :size)
  UNION ALL
-(SELECT left(tenant_id, 512) FROM {schema}.mailglass_reconcile_tenants_of_events_v1('') LIMIT :size)
+(SELECT left(tenant_id, 512) FROM {schema}.mailglass_reconcile_tenants_of_orphans_v1('') LIMIT :size)
 """
 
 

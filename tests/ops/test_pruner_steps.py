@@ -216,7 +216,7 @@ def test_a_batch_does_not_pass_again_what_earlier_ones_have_removed(db, table):
     ids=["add missing", "remove settled", "remove stray ids", "doctor: missing", "doctor: settled"],
 )
 def test_each_orphan_is_probed_for_by_key_although_statistics_are_stale(db, statement):
-    """No plan hashes the `reconciled` events or reads a tenant's whole ledger."""
+    """No plan hashes the `reconciled` events."""
     for table in ("mailglass_events", "mailglass_open_orphans", "mailglass_open_orphan_ids"):
         db.run(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
         db.run(f"ANALYZE {table}")
@@ -228,5 +228,3 @@ def test_each_orphan_is_probed_for_by_key_although_statistics_are_stale(db, stat
         parameters = {**place, **bounds, "minutes": 8_640, "percent": 100.0}
         plan = "\n".join(tx.execute("EXPLAIN " + statement, parameters).scalars())
     assert "hashed SubPlan" not in plan
-    for line in plan.splitlines():
-        assert "mailglass_events_tenant_recent_idx" not in line

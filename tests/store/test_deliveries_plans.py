@@ -19,6 +19,7 @@ from waiting import wait_until
 TENANTS = 200
 INDEX = "mailglass_deliveries_tenant_inserted_idx"
 BY_RECIPIENT = "mailglass_deliveries_recipient_idx"
+OF_ORPHANS = "mailglass_events_needs_reconcile_idx"
 LARGE = ("mailglass_deliveries", "mailglass_events")
 
 UPDATES = """
@@ -85,6 +86,11 @@ SELECT CAST(lpad(to_hex((extract(epoch FROM inserted_at) * 1000)::bigint), 12, '
             || substr(md5(id::text), 14) AS uuid), tenant_id, id, 'dispatched', inserted_at,
        '{"provider": "postmark"}', inserted_at
   FROM mailglass_deliveries;
+INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, needs_reconciliation, inserted_at)
+SELECT CAST(lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7'
+            || substr(md5(t || '/' || n), 14) AS uuid), 'tenant-' || lpad(t::text, 3, '0'), 'opened', at, true, at
+  FROM generate_series(1, 199) AS t, generate_series(1, 20) AS n,
+       LATERAL (SELECT now()::timestamp - make_interval(days => 9 + n) AS at) AS a;
 """
 
 
@@ -120,8 +126,16 @@ def prune_deliveries(tx: Transaction) -> None:
 
 
 READERS = {
-    "walk over tenants": (lambda tx: tx.execute(tenant_suggestions._TENANTS, {"size": 1_000}), {INDEX}, 2 * TENANTS),
-    "is a tenant there": (lambda tx: tx.execute(tenant_suggestions._IS_THERE, {"tenant_id": "tenant-100"}), {INDEX}, 1),
+    "walk over tenants": (
+        lambda tx: tx.execute(tenant_suggestions._TENANTS, {"size": 1_000}),
+        {INDEX, OF_ORPHANS},
+        3 * TENANTS,
+    ),
+    "is a tenant there": (
+        lambda tx: tx.execute(tenant_suggestions._IS_THERE, {"tenant_id": "nobody"}),
+        {INDEX, OF_ORPHANS},
+        0,
+    ),
     "reports": (reports.load_reports, {INDEX}, 15_000),
     "status and metrics": (lambda tx: checks.run_fast(CheckContext(tx)), {INDEX}, 16_000),
     "preview of events": (lambda tx: tx.execute(prune_preview._EVENTS, {"days": 30}), {"mailglass_events_pkey"}, 4_000),

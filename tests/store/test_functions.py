@@ -51,13 +51,13 @@ def test_each_function_that_is_called_has_the_settings_of_our_transactions(tx):
     rows = {name: dict(setting.split("=", 1) for setting in settings) for name, settings in tx.rows(SETTINGS)}
     for name in ("finish_job", "project", "failure", "require_age"):
         assert rows.pop(f"mailglass_reconcile_{name}_v1") == {"search_path": SCOPE["search_path"]}
-    assert len(rows) == len(FUNCTIONS) - 4 - 17, "seventeen are inlined into statements of ours"
+    assert len(rows) == len(FUNCTIONS) - 4 - 16, "sixteen are inlined into statements of ours"
     for function, settings in rows.items():
         items = {name: value.replace('"', "") for name, value in settings.items()}
         assert items == {**expected, **more.get(function, {})}
 
 
-@pytest.mark.parametrize("call", ["deliveries_v1('')", "events_v1('')", "orphans_v1('')"])
+@pytest.mark.parametrize("call", ["deliveries_v1('')", "orphans_v1('')"])
 def test_a_walk_over_tenants_ends_with_the_callers_limit(tx, call):
     """The planner inlines the function's query; a call would read all tenants."""
     rows = tx.rows(f"EXPLAIN SELECT * FROM mailglass_reconcile_tenants_of_{call} LIMIT 1")  # noqa: S608

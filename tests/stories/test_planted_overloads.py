@@ -344,7 +344,6 @@ CALLS = {
     "senders": "('', '')",
     "settled": f"('{IDS['orphan']}', 'acme')",
     "tenants_of_deliveries": "('')",
-    "tenants_of_events": "('')",
     "tenants_of_orphans": "('')",
 }
 """A call of each function of the schema that no statement of ours calls without our search path."""

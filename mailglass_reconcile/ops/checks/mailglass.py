@@ -29,15 +29,15 @@ MOST_UNCHECKED = 0.1
 """Share of a day's links that may be made by the message id alone."""
 TAKE_IT_OUT = "remove the line of Mailglass.Webhook.Reconciler from Oban's crontab"
 
-# By the primary key, if ids are UUIDv7; and of the first tenants, by an index of Mailglass's. Its `inserted_at` may be
-# local time, its `occurred_at` is UTC. Ours are both the time of the transaction.
+# By the primary key, if ids are UUIDv7; and of the first tenants with orphans, by an index of Mailglass's. Its
+# `inserted_at` may be local time, its `occurred_at` is UTC. Ours are both the time of the transaction.
 _FOREIGN = """
 WITH newest AS (
   (SELECT id, type, occurred_at, inserted_at FROM {schema}.mailglass_events
     WHERE id BETWEEN CAST(:after_id AS uuid) AND CAST(:until_id AS uuid) ORDER BY id DESC LIMIT :events)
    UNION
   SELECT e.id, e.type, e.occurred_at, e.inserted_at
-    FROM (SELECT tenant_id FROM {schema}.mailglass_reconcile_tenants_of_events_v1('') LIMIT :tenants) AS t
+    FROM (SELECT tenant_id FROM {schema}.mailglass_reconcile_tenants_of_orphans_v1('') LIMIT :tenants) AS t
    CROSS JOIN LATERAL (SELECT id, type, occurred_at, inserted_at FROM {schema}.mailglass_events
                         WHERE tenant_id = t.tenant_id ORDER BY inserted_at DESC LIMIT :of_tenant) AS e
 )
