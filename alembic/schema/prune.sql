@@ -7,13 +7,14 @@ RETURNS timestamp LANGUAGE sql STABLE AS $$
 SELECT (pg_catalog.now() AT TIME ZONE 'UTC') OPERATOR(pg_catalog.-) pg_catalog.make_interval(days => days)
 $$;
 
--- step: function mailglass_reconcile_is_outdated_v1
--- Whether a raw webhook or a job is in a state since more days than those are kept.
-CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_is_outdated_v1(
-  state text, since timestamp, outdated_state text, days integer)
+-- step: function mailglass_reconcile_is_past_retention_v1
+-- Whether a row has a state of which rows are kept for so many days, and is older: a raw webhook from its insertion on, a
+-- job from its end on.
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_is_past_retention_v1(
+  state text, kept_from timestamp, pruned_state text, days integer)
 RETURNS boolean LANGUAGE sql STABLE AS $$
-SELECT state OPERATOR(pg_catalog.=) outdated_state
-       AND since OPERATOR(pg_catalog.<) {schema}.mailglass_reconcile_days_ago_v1(days)
+SELECT state OPERATOR(pg_catalog.=) pruned_state
+       AND kept_from OPERATOR(pg_catalog.<) {schema}.mailglass_reconcile_days_ago_v1(days)
 $$;
 
 -- step: function mailglass_reconcile_is_expired_v1

@@ -451,8 +451,8 @@ def is_schema_error(error: BaseException) -> bool:
 
 def require_revision(tx: Transaction) -> None:
     """Raise `SchemaOutdatedError` if Mailglass's tables have moved away, or ours are at another revision or missing."""
-    if moved := location.find_moved(tx.load_schemas(), tx.schema):
-        raise SchemaOutdatedError(str(moved)) from None
+    if relocation := location.find_relocation(tx.load_schemas(), tx.schema):
+        raise SchemaOutdatedError(str(relocation)) from None
     if version := tx.revision():
         if mismatch := revision.find_mismatch(version):
             raise SchemaOutdatedError(str(mismatch)) from None

@@ -35,8 +35,8 @@ class SchemaTables(NamedTuple):
     has_ours: bool
 
 
-def find_moved(schemas: Iterable[SchemaTables], configured: str) -> SchemaMismatch | None:
-    """Return that Mailglass's tables have moved to another schema and ours have not, and the remedy.
+def find_relocation(schemas: Iterable[SchemaTables], configured: str) -> SchemaMismatch | None:
+    """Return the mismatch if Mailglass's tables have moved to another schema and ours have not, with its remedy.
 
     Args:
         schemas: The schemas of the database.

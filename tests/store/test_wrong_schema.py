@@ -93,4 +93,4 @@ def test_tables_that_we_made_bear_no_comment_of_mailglass_s(empty_database_url):
 def test_only_tables_that_mailglass_made_can_have_moved(is_mailglass_s):
     """Another installation of ours may have lost its ledger, which says nothing of this one."""
     schemas = [SchemaTables("shop", True, is_mailglass_s, False), SchemaTables("old", False, False, True)]
-    assert (location.find_moved(schemas, "shop") is not None) == is_mailglass_s
+    assert (location.find_relocation(schemas, "shop") is not None) == is_mailglass_s

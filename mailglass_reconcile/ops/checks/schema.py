@@ -84,8 +84,8 @@ def revision(context: CheckContext) -> Iterator[Finding]:
     if not schema.schema_exists(tx):
         step = f"{elsewhere if other_names else 'set MAILGLASS_DATABASE_SCHEMA'}, or create the schema"
         yield error(f"there is no schema {tx.schema} in this database", step)
-    elif moved := location.find_moved(schemas, tx.schema):
-        yield error(*moved)
+    elif relocation := location.find_relocation(schemas, tx.schema):
+        yield error(*relocation)
     elif not version and (statement := tx.find_renaming(schema.VERSION_TABLE)):
         yield error(f"table {schema.VERSION_TABLE} is missing", statement)
     elif tx.schema not in ledgers and version and (statement := tx.find_renaming("mailglass_events")):

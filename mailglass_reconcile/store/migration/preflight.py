@@ -53,8 +53,8 @@ def require_usable_schema(tx: Transaction, version: str | None) -> bool:
             " correct the setting, or create the schema first"
         )
     schemas = tx.load_schemas()
-    if moved := location.find_moved(schemas, tx.schema):
-        raise DatabaseRefusedError(f"nothing was changed: {moved}")
+    if relocation := location.find_relocation(schemas, tx.schema):
+        raise DatabaseRefusedError(f"nothing was changed: {relocation}")
     rows = tx.execute(_FOUND_COLUMNS, {"schema": tx.schema, "tables": list(_COLUMNS)})
     tables = {row.table_name: set(row.columns) for row in rows}
     if "mailglass_events" not in tables:

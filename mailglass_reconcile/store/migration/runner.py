@@ -63,8 +63,8 @@ def _alembic(engine: sa.Engine, settings: Settings, tell: Callable[[str], None],
 def find_missing_objects(engine: sa.Engine, settings: Settings) -> list[str]:
     """Return a line for each difference from this version's schema; none if the database is up to date, or newer."""
     with Database(engine, settings).reading() as tx:
-        if moved := location.find_moved(tx.load_schemas(), tx.schema):
-            return [with_local_names(str(moved))]
+        if relocation := location.find_relocation(tx.load_schemas(), tx.schema):
+            return [with_local_names(str(relocation))]
         version = tx.revision()
         if revision.is_newer(version):
             return []
