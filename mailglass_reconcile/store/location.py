@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from mailglass_reconcile.errors import docs_url
-from mailglass_reconcile.store.revision import SchemaMismatch
+from mailglass_reconcile.store.revision import Problem
 
 # Mailglass's own tables are recognized by one that `migrate` does not make.
 FIND = """
@@ -35,8 +35,8 @@ class SchemaTables(NamedTuple):
     has_ours: bool
 
 
-def find_relocation(schemas: Iterable[SchemaTables], configured: str) -> SchemaMismatch | None:
-    """Return the mismatch if Mailglass's tables have moved to another schema and ours have not, with its remedy.
+def find_relocation(schemas: Iterable[SchemaTables], configured: str) -> Problem | None:
+    """Return a problem if Mailglass's tables have moved to another schema and ours have not, with its remedy.
 
     Args:
         schemas: The schemas of the database.
@@ -48,7 +48,7 @@ def find_relocation(schemas: Iterable[SchemaTables], configured: str) -> SchemaM
     if not left or not ledgers:
         return None
     setting = "" if configured in ledgers else f", and set MAILGLASS_DATABASE_SCHEMA to {' or '.join(ledgers)}"
-    return SchemaMismatch(
+    return Problem(
         f"schema {', '.join(left)} has our tables but no mailglass_events, which schema {', '.join(ledgers)} has",
         f"if Mailglass's tables have moved, move ours as {docs_url('upgrading.md#mailglass')} describes{setting}",
     )

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from mailglass_reconcile.errors import INSUFFICIENT_PRIVILEGE, DatabaseRefusedError, docs_url, sqlstate
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import OpenConnection, Transaction, array_literal
+from mailglass_reconcile.store.database import OpenConnection, Transaction, array_literal, column_arrays
 
 Condition = Literal["everywhere", "tables made by migrate", "retention", "tables made by Mailglass"]
 
@@ -522,19 +522,13 @@ def roles_to_compare(tx: Transaction) -> list[ComparedRole]:
 
 def find_missing(tx: Transaction, roles: Sequence[ComparedRole]) -> list[MissingPrivileges]:
     """Return the missing privileges of each of *roles* that lacks any, on the objects that exist."""
-    required = list(_required_privileges(tx.settings, made_by_mailglass=schema.is_made_by_mailglass(tx)))
+    required = _required_privileges(tx.settings, made_by_mailglass=schema.is_made_by_mailglass(tx))
     parameters = {
         "schema": tx.schema,
         "oids": array_literal(str(role.oid) for role in roles),
         "documented": array_literal(role.documented for role in roles),
         "foreign": array_literal(role.name for role in ROLES if role.is_foreign),
-        **dict(
-            zip(
-                ("roles", "objects", "privileges", "columns"),
-                map(array_literal, zip(*required, strict=True)),
-                strict=True,
-            )
-        ),
+        **column_arrays(("roles", "objects", "privileges", "columns"), required),
     }
     rows = tx.execute(_MISSING, parameters).all()
     by_role = [(role, [row for row in rows if row.oid == role.oid]) for role in roles]

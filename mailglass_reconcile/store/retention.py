@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import NIL, OpenConnection, Transaction, in_schema, with_retries
+from mailglass_reconcile.store.revision import Problem
 
 EVENTS, DELIVERIES = schema.RETENTION
 SETTINGS = "MAILGLASS_RETENTION_EVENTS_DAYS and MAILGLASS_RETENTION_DELIVERIES_DAYS"
@@ -39,38 +40,27 @@ SELECT after_tenant, after_provider, after_time::text AS after_time, after_id::t
 """
 
 
-class RetentionProblem(NamedTuple):
-    """The reason why old rows cannot be deleted, and its remedy."""
-
-    message: str
-    remedy: str
-
-    def __str__(self) -> str:
-        """Return both in one sentence."""
-        return f"{self.message}: {self.remedy}"
-
-
 _RELATIONS = {EVENTS: "mailglass_events", DELIVERIES: "mailglass_deliveries"}
 _SETTINGS = {EVENTS: "retention_events_days", DELIVERIES: "retention_deliveries_days"}
 
 
-def find_problem(tx: Transaction, name: str, days: int) -> RetentionProblem | None:
+def find_problem(tx: Transaction, name: str, days: int) -> Problem | None:
     """Return the problem that keeps this role from deleting rows of an age of *days* with the function *name*."""
     if schema.is_made_by_mailglass(tx):
-        return RetentionProblem(
+        return Problem(
             f"`migrate` did not make the tables of schema {tx.schema}, so no event is deleted", f"unset {SETTINGS}"
         )
     row = tx.execute(_FUNCTION, {"schema": tx.schema, "name": name}).one_or_none()
     if row is None:
-        return RetentionProblem(f"schema {tx.schema} has no function {name}", "run `mailglass-reconcile migrate`")
+        return Problem(f"schema {tx.schema} has no function {name}", "run `mailglass-reconcile migrate`")
     if not row.may_call:
         function = in_schema(f"{{schema}}.{name}({row.arguments})", tx.schema)
         grant = f"GRANT EXECUTE ON FUNCTION {function} TO {row.role}"
-        return RetentionProblem(f"role {row.role} lacks a privilege (SQLSTATE 42501)", grant)
+        return Problem(f"role {row.role} lacks a privilege (SQLSTATE 42501)", grant)
     least_days = None if row.is_owner else _load_least_days(tx).get(_RELATIONS[name])
     if row.is_owner or (least_days is not None and days >= least_days):
         return None
-    return RetentionProblem(
+    return Problem(
         f"the owner of {_RELATIONS[name]} lets role {row.role} delete "
         + ("no row" if least_days is None else f"only rows that are older than {least_days} days, not {days}"),
         f"run `mailglass-reconcile migrate` as the owner, with MAILGLASS_{_SETTINGS[name].upper()}={days}",

@@ -50,8 +50,8 @@ READ = "SELECT max(version_num) FROM {schema}.mailglass_reconcile_version"
 _RELEASED = re.compile(r"[0-9]{4}")
 
 
-class SchemaMismatch(NamedTuple):
-    """The reason why this version does not work on a database, and the remedy."""
+class Problem(NamedTuple):
+    """The reason why something cannot be done on a database, and the remedy."""
 
     message: str
     remedy: str
@@ -71,7 +71,7 @@ def is_later_release(version: str) -> bool:
     return bool(_RELEASED.fullmatch(version)) and version > VERSION[:4]
 
 
-def find_mismatch(version: str | None) -> SchemaMismatch | None:
+def find_mismatch(version: str | None) -> Problem | None:
     """Return the difference of *version* from `VERSION`, and the remedy; None if they are the same.
 
     Until the first release the first revision has another id whenever it changes, so an earlier one cannot be migrated.
@@ -79,19 +79,19 @@ def find_mismatch(version: str | None) -> SchemaMismatch | None:
     if version == VERSION:
         return None
     if version is None:
-        return SchemaMismatch(
+        return Problem(
             f"the database is not migrated, this version needs {VERSION}", "run `mailglass-reconcile migrate`"
         )
     if version in REVISIONS:
-        return SchemaMismatch(
+        return Problem(
             f"the database is at revision {version}, this version needs {VERSION}", "run `mailglass-reconcile migrate`"
         )
     if is_later_release(version):
-        return SchemaMismatch(
+        return Problem(
             f"the database is at revision {version}, this version knows {VERSION}",
             "install the newer mailglass-reconcile here",
         )
-    return SchemaMismatch(
+    return Problem(
         f"the database is at revision {version} of an unreleased version, this one needs {VERSION}",
         "run `mailglass-reconcile migrate --remove`, and then `mailglass-reconcile migrate`",
     )
