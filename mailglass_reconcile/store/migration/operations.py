@@ -10,9 +10,7 @@ from typing import cast
 
 from alembic import op
 
-from mailglass_reconcile.store import script
 from mailglass_reconcile.store.database import in_schema
-from mailglass_reconcile.store.migration.session import IMPATIENT, PATIENT
 
 NEW_LEDGER, REMOVAL = "mailglass_reconcile.new_ledger", "mailglass_reconcile.removal"
 """Attributes of Alembic's configuration."""
@@ -26,21 +24,6 @@ def schema_name() -> str:
 def execute(sql: str) -> None:
     """Run statements, in which `{schema}` stands for the quoted schema."""
     op.execute(in_schema(sql, schema_name()))
-
-
-def build_index(name: str) -> None:
-    """Build an index of `alembic/schema/` concurrently now, if a later statement of the revision needs it.
-
-    Otherwise `migrate` builds it after the last revision. What the revision did before is committed, so all of it must
-    be fit to be run again.
-    """
-    [step] = [step for step in script.steps() if step.name == name]
-    with op.get_context().autocommit_block():
-        for sql in (
-            *(PATIENT, f"DROP INDEX CONCURRENTLY IF EXISTS {{schema}}.{name}"),
-            *(step.concurrently, IMPATIENT),
-        ):
-            execute(sql)
 
 
 def is_new_ledger() -> bool:

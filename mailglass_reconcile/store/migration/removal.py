@@ -23,10 +23,7 @@ SELECT count(*) FILTER (WHERE state = 'waiting') AS waiting, count(*) FILTER (WH
 _RUNS = "SELECT count(*) FROM {schema}.mailglass_reconcile_runs"
 
 
-EARLIER_TABLES = ("mailglass_hook_outbox",)
-"""Tables of earlier checkouts."""
-
-# Functions of earlier checkouts too; the one that refuses to change the ledger stays with it.
+# Functions of other versions too; the one that refuses to change the ledger stays with it.
 _OBJECTS = r"""
 SELECT 'table' AS kind, c.relname::text AS name
   FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -84,7 +81,7 @@ def find_objects(tx: Transaction) -> list[RemovableObject]:
     removed_steps = [step for step in script.steps() if step.only_on != script.MADE_HERE or step.name in ours]
     parameters = {
         "schema": tx.schema,
-        "tables": array_literal([*schema.TABLES, *EARLIER_TABLES, schema.VERSION_TABLE]),
+        "tables": array_literal([*schema.TABLES, schema.VERSION_TABLE]),
         "indexes": array_literal(step.name for step in removed_steps if step.table in schema.MAILGLASS_TABLES),
         "functions": array_literal(step.name for step in removed_steps if step.kind == "function"),
     }

@@ -639,7 +639,6 @@ def test_a_database_of_an_earlier_checkout_is_refused_with_one_line_that_says_wh
     database.migrate()
     database.run("UPDATE mailglass_reconcile_version SET version_num = '0001'")
     database.run("ALTER TABLE mailglass_open_orphans DROP COLUMN state")
-    database.run("ALTER TABLE mailglass_handler_outbox RENAME TO mailglass_hook_outbox")
     with pytest.raises(DatabaseRefusedError, match=r"^the database is at revision 0001 of an .*--remove.*changed$"):
         database.migrate()
     database.remove()

@@ -390,23 +390,3 @@ def test_a_function_with_other_arguments_is_refused_before_anything_is_changed(e
     with pytest.raises(Exception, match="mailglass_reconcile_iso_v1 exists with other arguments, too"):
         runner.migrate(database.engine, database.settings, lambda line: None)
     assert database.objects() == before
-
-
-@pytest.mark.parametrize("way", ["command", "plan"])
-def test_a_revision_may_build_an_index_before_its_end(empty_database_url, next_version, way):
-    """It waits for writers longer than for other locks, and the rest of the revision follows."""
-    database = live(empty_database_url)
-    database.migrate()
-    insert_history(database)
-    path = next_version.folder / "alembic/versions/0002_priority.py"
-    changed = REVISION.replace("import execute,", "import build_index, execute,").replace(
-        '    execute("UPDATE', '    build_index("mailglass_open_orphans_priority_idx")\n    execute("UPDATE'
-    )
-    path.write_text(changed)
-    try:
-        with writers(database):
-            WAYS[way](next_version, database)
-    finally:
-        path.write_text(REVISION)
-    assert next_version.run(database, *COMMAND, "--check") == "at revision 0002\n"
-    assert database.values("SELECT count(*) FROM mailglass_open_orphans WHERE priority = 1")[0] > 0
