@@ -155,17 +155,13 @@ BEGIN
     RETURNING id
   -- With the provider that its delivery gets. None if another recipient or delivery has the id: a unique index allows
   -- one row per provider and id. None if Mailglass made the table, whose ingest would find the delivery by it and keep
-  -- the event to itself: Mailglass has `mailglass_suppressions`, and its trigger lets no retention pass. And with what
-  -- projecting the event would leave: the projection itself would write each row a second time.
+  -- the event to itself: Mailglass has `mailglass_suppressions`, and there is no retention. And with what projecting the
+  -- event would leave: the projection itself would write each row a second time.
   ), reached AS MATERIALIZED (
     SELECT s.*, type <> 'dispatched' AS terminal, CASE WHEN type = 'dispatched' THEN reported_at END AS dispatched_at,
            CASE WHEN s.shared
                      OR (SELECT to_regclass('{schema}.mailglass_suppressions') IS NOT NULL
-                                OR NOT EXISTS (
-                                     SELECT FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
-                                      WHERE t.tgrelid = to_regclass('{schema}.mailglass_events')
-                                        AND t.tgname = 'mailglass_events_immutable_trigger'
-                                        AND p.prosrc LIKE '%mailglass_reconcile.retention%'))
+                                OR to_regproc('{schema}.mailglass_prune_events') IS NULL)
                      OR (SELECT true FROM {schema}.mailglass_deliveries AS d
                           WHERE hashtextextended(d.provider_message_id, 0) = hashtextextended(s.message_id, 0)
                             AND d.provider_message_id = s.message_id
