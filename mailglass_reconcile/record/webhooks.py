@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import after_commit, failures, validation
-from mailglass_reconcile.record.after_commit import AfterCommitAction, LookUp, Recorded, make_action
+from mailglass_reconcile.record.after_commit import LookUp, Recorded, make_action
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.addresses import contains_address, normalize_address
 from mailglass_reconcile.rules.events import WebhookEvent
@@ -27,11 +27,10 @@ from mailglass_reconcile.rules.humanize import sanitize
 from mailglass_reconcile.rules.matching import MAX_ID_LENGTH, Document, Keys, keys_of
 from mailglass_reconcile.rules.provider_rules import SMTP_MESSAGE_ID
 from mailglass_reconcile.rules.smtp import smtp_status
-from mailglass_reconcile.rules.states import MatchState
 from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Transaction, uuid7s
-from mailglass_reconcile.store.ledger import ClaimedEvent, Entry
+from mailglass_reconcile.store.ledger import Entry
 from mailglass_reconcile.store.stored_keys import StoredKeys
 from mailglass_reconcile.sweep.matcher import EventKeys, match_events
 
@@ -109,34 +108,23 @@ def _record(tx: Transaction, events: Sequence[NewEvent]) -> list[Recorded]:
     matches = match_events(
         tx.reading, [EventKeys(event.entry.id, event.entry.tenant_id, event.keys) for event in new_events]
     )
-    entries = [
-        event.entry._replace(delivery_id=result.delivery_id) if result.delivery_id else event.entry
-        for event, result in zip(new_events, matches, strict=True)
-    ]
-    stored_keys = [StoredKeys(event.keys, result.state) for event, result in zip(new_events, matches, strict=True)]
-    recorded = ledger.append_webhook(tx, entries, stored_keys)
-    states = {event.entry.id: result.state for event, result in zip(new_events, matches, strict=True)}
+    pairs = list(zip(new_events, matches, strict=True))
+    entries = [event.entry._replace(delivery_id=result.delivery_id) for event, result in pairs]
+    recorded = ledger.append_webhook(tx, entries, [StoredKeys(event.keys, result.state) for event, result in pairs])
     look_ups = [
         LookUp(event.entry.tenant_id, event_id=event.entry.id)
         for event in new_events
         if event.keys.candidate_ids and recorded.get(event.entry.id, event) is None
     ]
     action = make_action(filter(None, recorded.values()), look_ups)
-    return [_result(event.entry.id, recorded, states.get(event.entry.id), action) for event in events]
-
-
-def _result(
-    id_: str,
-    recorded: Mapping[str, ClaimedEvent | None],
-    state: MatchState | None,
-    action: AfterCommitAction | None,
-) -> Recorded:
-    if id_ not in recorded:
-        return REPEATED
-    attached = recorded[id_]
-    if attached:
-        return Recorded(UUID(id_), UUID(attached.delivery_id), action)
-    return Recorded(UUID(id_), None, action, state)
+    states = {event.entry.id: result.state for event, result in pairs}
+    results = {
+        id_: Recorded(UUID(id_), UUID(attached.delivery_id), action)
+        if attached
+        else Recorded(UUID(id_), None, action, states[id_])
+        for id_, attached in recorded.items()
+    }
+    return [results.get(event.entry.id, REPEATED) for event in events]
 
 
 def validate_events(tenant_id: str, provider: str, events: Iterable[WebhookEvent], strict: bool) -> list[NewEvent]:
