@@ -388,6 +388,23 @@ class OpenConnection:
             if rows < parameters["size"]:
                 return changed
 
+    def in_pages(
+        self, statement: str, cursor: Mapping[str, Any], parameters: Mapping[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        """Repeat a statement from a cursor on, each time in its own transaction, and yield its row.
+
+        The row has the next cursor, and counts or ids. After the last page there is no row, or the cursor has None.
+        """
+
+        def next_page() -> sa.RowMapping | None:
+            with self.writing() as tx:
+                return tx.execute(statement, {**parameters, **cursor}).mappings().one_or_none()
+
+        # The cursor moves after the commit, so that a page that failed can be retried.
+        while None not in cursor.values() and (page := with_retries(next_page)):
+            yield dict(page)
+            cursor = {name: page[name] for name in cursor}
+
 
 class Database:
     """An installation's database: an engine, and the settings with schema, ages and limits."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
@@ -107,7 +107,6 @@ SELECT event_id::text AS after_id, position AS after_position, (SELECT count(*) 
   FROM page ORDER BY event_id DESC, position DESC LIMIT 1
 """
 
-_BEFORE_ALL = {"after_time": "-infinity", "after_id": NIL}
 _START = {"after_tenant": "", "after_time": "-infinity", "after_id": NIL}
 
 _SCRIPT = """
@@ -147,30 +146,13 @@ def add_missing(connected: OpenConnection, size: int) -> int:
     with connected.writing() as tx:
         # The trigger adds newer rows; without this bound, a busy ledger would have no end.
         until = tx.execute(_NEWEST).scalar_one()
-    max_age = connected.settings.max_age_minutes
-    pages = _pages(connected, _ADD_MISSING, size, _START, until_time=until, max_age_minutes=max_age)
-    return sum(page["added"] for page in pages)
+    bounds = {"size": size, "until_time": until, "max_age_minutes": connected.settings.max_age_minutes}
+    return sum(page["added"] for page in connected.in_pages(_ADD_MISSING, _START, bounds))
 
 
 def remove_closed(connected: OpenConnection, size: int) -> int:
     """Remove rows whose orphan is linked or missing in the ledger, in pages of *size*, and return their number."""
-    return sum(page["removed"] for page in _pages(connected, _REMOVE_SETTLED, size, {"after_id": NIL}))
-
-
-def _pages(
-    connected: OpenConnection, statement: str, size: int, cursor: Mapping[str, Any], **bounds: Any
-) -> Iterator[dict[str, Any]]:
-    """Repeat *statement* from *cursor* on, *size* rows per transaction, and yield its row each time.
-
-    The row has the next cursor, and counts or ids; there is none at the end.
-    """
-    while True:
-        with connected.writing() as tx:
-            last = tx.execute(statement, {**cursor, **bounds, "size": size}).mappings().one_or_none()
-        if last is None:
-            return
-        yield dict(last)
-        cursor = {name: last[name] for name in cursor}
+    return sum(page["removed"] for page in connected.in_pages(_REMOVE_SETTLED, {"after_id": NIL}, {"size": size}))
 
 
 class Expired(NamedTuple):
@@ -189,12 +171,12 @@ class Expired(NamedTuple):
 
 def remove_expired(connected: OpenConnection, size: int) -> Iterator[Expired]:
     """Remove orphans older than the maximum age, *size* in a transaction, and yield what each has removed."""
-    max_age = connected.settings.max_age_minutes
-    for page in _pages(connected, _REMOVE_EXPIRED, size, _BEFORE_ALL, max_age_minutes=max_age):
+    bounds = {"size": size, "max_age_minutes": connected.settings.max_age_minutes}
+    for page in connected.in_pages(_REMOVE_EXPIRED, {"after_time": "-infinity", "after_id": NIL}, bounds):
         yield Expired(page["orphans"], page["named"], page["without_keys"])
 
 
 def remove_stray_ids(connected: OpenConnection, size: int) -> int:
     """Remove candidate ids without an open orphan in batches of *size*, and return their number."""
     cursor = {"after_id": NIL, "after_position": -1}
-    return sum(page["removed"] for page in _pages(connected, _REMOVE_STRAY_IDS, size, cursor))
+    return sum(page["removed"] for page in connected.in_pages(_REMOVE_STRAY_IDS, cursor, {"size": size}))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import NIL, OpenConnection, Transaction, in_schema, with_retries
+from mailglass_reconcile.store.database import NIL, OpenConnection, Transaction, in_schema
 from mailglass_reconcile.store.revision import Problem
 
 EVENTS, DELIVERIES = schema.RETENTION
@@ -109,13 +108,5 @@ def _batches(
     with connected.reading() as tx:
         if problem := find_problem(tx, name, days):
             raise DatabaseRefusedError(str(problem))
-    cursor: dict[str, Any] = dict(start)
-
-    def delete_batch() -> dict[str, Any]:
-        with connected.writing() as tx:
-            return dict(tx.execute(statement, {"days": days, "size": size, **cursor}).mappings().one())
-
-    while None not in cursor.values():
-        # The cursor moves after the commit, so that a failed batch can be retried.
-        cursor = with_retries(delete_batch)
-        yield cursor.pop("deleted")
+    for page in connected.in_pages(statement, start, {"days": days, "size": size}):
+        yield page["deleted"]
