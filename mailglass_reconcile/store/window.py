@@ -400,6 +400,8 @@ def parameters(
     most_checked: int | None = None,
 ) -> dict[str, object]:
     """Return the parameters of the statement of `select_orphans`, from the same arguments."""
+    ranks = {name: rule.rank for name, rule in provider_rules.rules().items() if name != provider_rules.ANY_PROVIDER}
+    lowest = min(ranks.values())
     return {
         "after": window.after,
         "until": window.until,
@@ -414,7 +416,10 @@ def parameters(
         "size": MOST_IDS,
         "per_row": IDS_PER_ROW,
         "grace_seconds": tx.settings.grace_seconds,
-        **rank_parameters(),
+        "ranks": json.dumps(ranks),
+        "any_rank": provider_rules.rank_of(None),
+        "lowest_rank": lowest,
+        "higher": array_literal(name for name, rank in ranks.items() if rank > lowest),
     }
 
 
@@ -449,18 +454,6 @@ def select_next_first(
 def make_part(event_ids: Sequence[str]) -> Part:
     """Make a part of *event_ids*."""
     return Part(FIRST, [bytes.fromhex("".join(event_ids).replace("-", ""))])
-
-
-def rank_parameters() -> dict[str, object]:
-    """Return the parameters of statements that distinguish current keys from outdated ones."""
-    ranks = {name: rule.rank for name, rule in provider_rules.rules().items() if name != provider_rules.ANY_PROVIDER}
-    lowest = min(ranks.values())
-    return {
-        "ranks": json.dumps(ranks),
-        "any_rank": provider_rules.rank_of(None),
-        "lowest_rank": lowest,
-        "higher": array_literal(name for name, rank in ranks.items() if rank > lowest),
-    }
 
 
 def as_groups(open_groups: Counter[Group]) -> list[OpenGroup]:
