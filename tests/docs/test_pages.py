@@ -22,7 +22,7 @@ HEADINGS = re.compile(r"^#+ (.*)$", re.M)
 
 READERS = {
     "django.md": "INSTALLED_APPS Suppressed address message message_id order",
-    "handlers.md": "send_report update_crm",
+    "handlers.md": "update_crm",
     "live-updates.md": "refresh_all refresh",
     "api.md": "engine",
     "order-status.md": "call_postmark",

@@ -158,7 +158,6 @@ with override_settings(MAILGLASS_TENANT="default", MAILGLASS_TENANT_REQUIRED=Fal
         f"""{ENGINE}
 import types
 from mailglass_reconcile import Sent, WebhookEvent, dispatch, record_send, record_webhook
-send_report = lambda event: None
 update_crm = types.SimpleNamespace(apply_async=lambda *arguments, **options: called.append(options))
 called = []
 with engine.begin() as connection:
