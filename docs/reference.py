@@ -15,8 +15,8 @@ import sys
 import textwrap
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -61,7 +61,7 @@ SCHEMAS = DOCS / "schemas"
 FIGURES = DOCS.parent / "bench" / "figures.json"
 PACKAGE = "mailglass_reconcile"
 MARKED = re.compile(r"(<!-- ([\w -]+): written by docs/reference\.py -->\n)(.*?)(<!-- end -->)", re.S)
-LIMIT = re.compile(r"([\w,]+)<!-- ([\w.]+)\.([A-Z_]+)(?: in ([\w ]+))? -->")
+LIMIT = re.compile(r"([\w,]+)<!-- ([\w.]+\.\w+)(?: in ([\w ]+))? -->")
 UNITS = {"kB": 1024, "MB": 1024 * 1024, "decimal MB": 1e6, "minutes": 60, "hours": 3_600, "days": 86_400}
 WORDS = {2: "two", 5: "five", 7: "seven", 8: "eight", 9: "nine", 10: "ten", 12: "twelve"}
 WIDTH = 88
@@ -214,10 +214,10 @@ def generated() -> dict[Path, str]:
 
 def with_limit(match: re.Match[str]) -> str:
     """Return a limit, in a word if the page has a word, and the comment that names it."""
-    written, module, name, unit = match.groups()
-    value = getattr(import_module(f"{PACKAGE}.{module}"), name) / UNITS.get(unit, 1)
+    written, name, unit = match.groups()
+    value = resolve_name(f"{PACKAGE}.{name}") / UNITS.get(unit, 1)
     if value != int(value):
-        raise SystemExit(f"{module}.{name} is {value} {unit}")
+        raise SystemExit(f"{name} is {value} {unit}")
     text = WORDS[int(value)] if written.isalpha() else f"{int(value):,}"
     return text + match[0].removeprefix(written)
 
@@ -550,8 +550,7 @@ def with_links(text: str) -> str:
 
 
 def _name(path: str) -> str:
-    module, _, name = f"{PACKAGE}.{path}".rpartition(".")
-    value = getattr(import_module(module), name)
+    name, value = path.rpartition(".")[2], resolve_name(f"{PACKAGE}.{path}")
     if isinstance(value, type) and issubclass(value, Exception):
         return f"- **`{name}`**: {' '.join((inspect.getdoc(value) or '').split())}"
     example = f"\n```python\n{EXAMPLES[name].strip()}\n```\n" if name in EXAMPLES else ""
