@@ -28,26 +28,16 @@ from mailglass_reconcile.errors import ConfigurationError
 
 SHUTDOWN_SECONDS = 1
 """Timeout for responses in flight after SIGTERM."""
-MAX_CONNECTIONS = 128
-"""Open connections at most, below the usual limits of open files."""
 BACKLOG = 1_024
 """Connections that wait to be accepted; the kernel buffers what they send meanwhile."""
 ACCEPTED_AT_ONCE = 1
 """Connections accepted per iteration of the event loop, so that each is read before others can evict it."""
-HEAD_SECONDS = 10.0
-"""Timeout for a request's line and headers, from the opening of the connection or the previous response."""
-BODY_SECONDS = 31.0
-"""Timeout for a request's body: a little longer than that of our applications, so that the client gets a response."""
-RESPONSE_SECONDS = 30.0
-"""Timeout for the client to read a response that does not fit into the buffers; making one has no timeout here."""
 MAX_HEAD_BYTES = 16_384
 """Greatest size of a request's line and headers."""
 MAX_HEAD_LINES = 100
 """Greatest number of lines in a head: parsing thousands of tiny headers takes as much CPU as a webhook."""
 PIECE_BYTES = 2_048
 """Bytes read from a connection before others are read. A full piece counts as progress."""
-PROGRESS_SECONDS = 1.0
-"""Seconds for which a full piece counts as progress: a distant client's pieces arrive slowly."""
 PROTECTED_ITERATIONS = 2
 """Iterations of the event loop during which a new connection is not evicted, because it has not been read yet."""
 DEFER_SECONDS = 10
@@ -89,6 +79,17 @@ class BoundedProtocol(H11Protocol):
     one without progress for longest.
     """
 
+    max_connections = 128
+    """Open connections at most, below the usual limits of open files."""
+    head_seconds = 10.0
+    """Timeout for a request's line and headers, from the opening of the connection or the previous response."""
+    body_seconds = 31.0
+    """Timeout for a request's body: longer than that of our applications, so that the client gets a response."""
+    response_seconds = 30.0
+    """Timeout for the client to read a response that does not fit into the buffers; making one has no timeout here."""
+    progress_seconds = 1.0
+    """Seconds for which a full piece counts as progress: a distant client's pieces arrive slowly."""
+
     _deadline: asyncio.TimerHandle | None = None
     _progress_at = 0.0
     """Time of the last progress; before any, of the connection's opening or the previous response."""
@@ -108,7 +109,7 @@ class BoundedProtocol(H11Protocol):
         transport.max_size = PIECE_BYTES  # type: ignore[attr-defined]  # asyncio's own transports have it
         self._wait_for_request()
         self.loop.call_soon(self._count_iteration)
-        if len(self.connections) > MAX_CONNECTIONS:
+        if len(self.connections) > self.max_connections:
             idle = [
                 connection
                 for connection in self.connections
@@ -138,7 +139,7 @@ class BoundedProtocol(H11Protocol):
         super().pause_writing()
         if self._is_responding and not self._is_unread:
             self._is_unread = True
-            self._set_deadline(RESPONSE_SECONDS)
+            self._set_deadline(self.response_seconds)
 
     def on_response_complete(self) -> None:
         """Wait for the next request on this connection.
@@ -175,7 +176,7 @@ class BoundedProtocol(H11Protocol):
         """Return the sort key of evictions; the lowest is evicted first."""
         if self._is_silent:
             return (3 if self._protected_iterations else 0), self._progress_at
-        is_progressing = self._has_progressed and self.loop.time() - self._progress_at < PROGRESS_SECONDS
+        is_progressing = self._has_progressed and self.loop.time() - self._progress_at < self.progress_seconds
         return (2 if is_progressing else 1), self._progress_at
 
     def _exceeds_head_lines(self, data: bytes) -> bool:
@@ -191,7 +192,7 @@ class BoundedProtocol(H11Protocol):
     def _wait_for_request(self) -> None:
         self._progress_at, self._cpu_budget, self._in_body = self.loop.time(), REQUEST_CPU_SECONDS, False
         self._is_silent, self._has_progressed, self._head_lines, self._head_end = True, False, 0, b""
-        self._set_deadline(HEAD_SECONDS)
+        self._set_deadline(self.head_seconds)
 
     def _update_deadline(self) -> None:
         """Set the deadline of the request's next phase: its body, or its response."""
@@ -199,7 +200,7 @@ class BoundedProtocol(H11Protocol):
             return
         if not self._in_body:
             self._in_body = True
-            self._set_deadline(BODY_SECONDS)
+            self._set_deadline(self.body_seconds)
         if not self.cycle.more_body and not self._is_responding:
             self._is_responding = True
             self._cancel_deadline()

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from mailglass_reconcile import server
-from mailglass_reconcile.receiver import admission
+from mailglass_reconcile.receiver.admission import AdmissionControl
 from serving import serve, serve_here
 from waiting import wait_until
 
@@ -44,7 +44,8 @@ def test_hundreds_of_idle_connections_block_nobody_and_log_nothing(db):
 
 def test_a_request_may_take_ten_seconds_to_arrive_and_its_body_half_a_minute():
     """The tests below wait a tenth of that. The receiver times out first, so that its client gets a response."""
-    assert (server.HEAD_SECONDS, admission.BODY_SECONDS, server.BODY_SECONDS) == (10, 30, 31)
+    protocol = server.BoundedProtocol
+    assert (protocol.head_seconds, AdmissionControl.body_seconds, protocol.body_seconds) == (10, 30, 31)
 
 
 @slow
@@ -68,7 +69,7 @@ def test_a_body_that_does_not_arrive_within_half_a_minute_is_closed(db):
         sent = b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\ntoken"
         with connect(address, sent) as connection:
             read_until_closed(connection)
-        assert time.monotonic() - started_at > admission.BODY_SECONDS / 10
+        assert time.monotonic() - started_at > AdmissionControl.body_seconds / 10
 
 
 @slow
@@ -155,19 +156,12 @@ def is_open(connection: socket.socket) -> bool:
         connection.settimeout(20)
 
 
-@pytest.fixture
-def eight_connections(monkeypatch):
-    """A server that keeps eight connections open."""
-    monkeypatch.setattr(server, "MAX_CONNECTIONS", 8)
-
-
 @pytest.mark.parametrize("sent", [HALF_A_HEAD, NO_BODY])
-def test_a_body_in_progress_outlives_any_number_of_idle_connections(eight_connections, sent, monkeypatch):
+def test_a_body_in_progress_outlives_any_number_of_idle_connections(sent):
     """Each piece counts as progress; it once was evicted as the oldest without a whole request."""
     piece = bytes(server.PIECE_BYTES)
-    monkeypatch.setattr(server, "PROGRESS_SECONDS", 60.0)
     arrived.clear()
-    with serve_here(echo) as address, contextlib.ExitStack() as opened:
+    with serve_here(echo, max_connections=8, progress_seconds=60.0) as address, contextlib.ExitStack() as opened:
         honest = opened.enter_context(connect(address, HALF_A_HEAD + b"Content-Length: %d\r\n\r\n" % (5 * len(piece))))
         for number in range(1, 5):
             honest.sendall(piece)
@@ -178,9 +172,9 @@ def test_a_body_in_progress_outlives_any_number_of_idle_connections(eight_connec
         read_answer(honest, b"  10240")
 
 
-def test_a_silent_connection_is_evicted_before_a_slow_one(eight_connections):
+def test_a_silent_connection_is_evicted_before_a_slow_one():
     """It is the newer one."""
-    with serve_here(echo) as address, contextlib.ExitStack() as opened:
+    with serve_here(echo, max_connections=8) as address, contextlib.ExitStack() as opened:
         dribbling = [opened.enter_context(connect(address, HALF_A_HEAD)) for _ in range(6)]
         silent = [opened.enter_context(connect(address, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")) for _ in range(2)]
         for connection in silent:  # kept alive after a response
@@ -193,10 +187,10 @@ def test_a_silent_connection_is_evicted_before_a_slow_one(eight_connections):
         wait_until(lambda: not is_open(dribbling[0]))
 
 
-def test_a_new_connection_is_read_before_it_can_be_evicted(eight_connections):
+def test_a_new_connection_is_read_before_it_can_be_evicted():
     """Strangers' uploads once kept everybody else out, however fast new connections came."""
     request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n1234"
-    with serve_here(echo) as address, contextlib.ExitStack() as opened:
+    with serve_here(echo, max_connections=8) as address, contextlib.ExitStack() as opened:
         ending = threading.Event()
         uploads = [threading.Thread(target=upload, args=(address, ending)) for _ in range(10)]
         for thread in uploads:
@@ -219,9 +213,8 @@ def upload(address: str, ending: threading.Event) -> None:
                 connection.sendall(bytes(server.PIECE_BYTES))
 
 
-def test_a_response_may_take_longer_to_make_than_to_read(monkeypatch):
+def test_a_response_may_take_longer_to_make_than_to_read():
     """A webhook that waited for a lock lost its connection half a minute after its body, although it was recorded."""
-    monkeypatch.setattr(server, "RESPONSE_SECONDS", 0.0)
 
     async def record(scope, receive, send):
         await receive()
@@ -230,13 +223,12 @@ def test_a_response_may_take_longer_to_make_than_to_read(monkeypatch):
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
-    with serve_here(record) as address:
+    with serve_here(record, response_seconds=0.0) as address:
         assert httpx.post(address, content=b"{}", timeout=60).text == "ok"
 
 
-def test_a_client_that_does_not_read_a_large_response_is_closed(monkeypatch):
+def test_a_client_that_does_not_read_a_large_response_is_closed():
     """Its response would stay in this process's memory, and it would keep its place."""
-    monkeypatch.setattr(server, "RESPONSE_SECONDS", 0.0)
     size = 50 * 1024 * 1024
     ended = threading.Event()
 
@@ -247,7 +239,10 @@ def test_a_client_that_does_not_read_a_large_response_is_closed(monkeypatch):
         await send({"type": "http.response.body", "body": b""})
         ended.set()
 
-    with serve_here(download) as address, connect(address, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n") as connection:
+    with (
+        serve_here(download, response_seconds=0.0) as address,
+        connect(address, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n") as connection,
+    ):
         assert ended.wait(60)
         received = 0
         with contextlib.suppress(ConnectionResetError):

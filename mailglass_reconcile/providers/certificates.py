@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -20,23 +21,11 @@ if TYPE_CHECKING:
 
 THREADS = 4
 """Certificates that are fetched at once."""
-WAIT_SECONDS = 5.0
-"""Seconds for which a webhook waits for a certificate whose address is stored."""
-UNKNOWN_WAIT_SECONDS = 5.0
-"""Seconds a minute for which a process waits for other certificates, all webhooks together.
-
-Half of them can be used at once, and are regained within a minute."""
 SLICE_SECONDS = 0.1
-"""Seconds that a webhook takes of them at a time, so that others can wait beside it."""
-FAILURE_SECONDS = 55.0
-"""Seconds for which an address that failed is not tried again: SNS's last repetition comes after 60."""
+"""Seconds that a webhook takes at a time of those for certificates that are not stored, so that others can wait too."""
 LOAD_SECONDS = 5.0
 """Least seconds between two readings of the stored addresses: another process may have stored one."""
 MAX_CERTIFICATES = 32
-NAMED_SECONDS = 60.0
-"""Seconds after which an address is no longer fetched: SNS has repeated its notification for the last time."""
-MAX_NAMED = 16_384
-"""Addresses to fetch that are kept in memory: strangers can name any number."""
 
 
 class UnavailableError(MailglassReconcileError):
@@ -66,14 +55,33 @@ class _Named(NamedTuple):
     last_at: float
 
 
+@dataclass(eq=False, kw_only=True)
 class CertificateStore:
-    """The certificates that were fetched, and the addresses of those to fetch."""
+    """The certificates that were fetched, and the addresses of those to fetch.
 
-    def __init__(self) -> None:
+    Attributes:
+        wait_seconds: Seconds for which a webhook waits for a certificate whose address is stored.
+        unknown_wait_seconds: Seconds a minute for which a process waits for other certificates, all webhooks together.
+            Half of them can be used at once, and are regained within a minute.
+        failure_seconds: Seconds for which an address that failed is not tried again: SNS's last repetition comes after
+            60.
+        named_seconds: Seconds after which an address is no longer fetched: SNS has repeated its notification for the
+            last time.
+        max_named: Addresses to fetch that are kept in memory: strangers can name any number.
+    """
+
+    wait_seconds: float = 5.0
+    unknown_wait_seconds: float = 5.0
+    failure_seconds: float = 55.0
+    named_seconds: float = 60.0
+    max_named: int = 16_384
+
+    def __post_init__(self) -> None:
+        """Start without certificates."""
         self._certificates: dict[str, x509.Certificate] = {}
         self._stored: set[str] = set()
         self._failures: dict[str, tuple[float, type[MailglassReconcileError], str]] = {}
-        self._budget, self._budget_at = UNKNOWN_WAIT_SECONDS / 2, time.monotonic()
+        self._budget, self._budget_at = self.unknown_wait_seconds / 2, time.monotonic()
         self._next_load, self._has_loaded = 0.0, False
         self._named: dict[str, _Named] = {}
         """Addresses to fetch, the one that was named longest ago first."""
@@ -118,7 +126,7 @@ class CertificateStore:
         """
         if source is None or source.url in self:
             return
-        deadline = time.monotonic() + WAIT_SECONDS
+        deadline = time.monotonic() + self.wait_seconds
         with self._changed:
             if addresses is not None:
                 self._schedule_load(addresses)
@@ -150,7 +158,7 @@ class CertificateStore:
 
     def _wait_within_budget(self, seconds: float) -> None:
         """Wait for a change, for a part of the time that all certificates that are not stored have together."""
-        now, size = time.monotonic(), UNKNOWN_WAIT_SECONDS / 2
+        now, size = time.monotonic(), self.unknown_wait_seconds / 2
         self._budget, self._budget_at = min(size, self._budget + (now - self._budget_at) * size / 60), now
         seconds = min(seconds, self._budget, SLICE_SECONDS)
         if seconds < 0.001:
@@ -171,12 +179,12 @@ class CertificateStore:
             return
         previous = self._named.pop(source.url, None)
         self._named[source.url] = _Named(source, 1 + (previous.times if previous else 0), time.monotonic())
-        if len(self._named) > MAX_NAMED:
+        if len(self._named) > self.max_named:
             del self._named[next(iter(self._named))]
         self._start_thread()
 
     def _failure(self, url: str) -> tuple[float, type[MailglassReconcileError], str] | None:
-        while self._failures and next(iter(self._failures.values()))[0] < time.monotonic() - FAILURE_SECONDS:
+        while self._failures and next(iter(self._failures.values()))[0] < time.monotonic() - self.failure_seconds:
             del self._failures[next(iter(self._failures))]
         return self._failures.get(url)
 
@@ -198,7 +206,7 @@ class CertificateStore:
         with self._changed:
             if self._jobs:
                 return self._jobs.pop(0)
-            oldest = time.monotonic() - NAMED_SECONDS
+            oldest = time.monotonic() - self.named_seconds
             while self._named and self._named[url := next(iter(self._named))].last_at < oldest:
                 del self._named[url]
             if not self._named:

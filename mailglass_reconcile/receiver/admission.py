@@ -10,25 +10,12 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mailglass_reconcile.errors import BodyTooLargeError
 
-BUDGET_BYTES = 64 * 1024 * 1024
-"""Memory for all bodies together."""
-BODY_SECONDS = 30.0
-"""Timeout for a body to arrive."""
-TURN_SECONDS = 30.0
-"""Timeout for a complete body to be verified."""
 PIECE_BYTES = 2_048
-PROGRESS_SECONDS = 1.0
-"""A body makes progress if a piece of at least `PIECE_BYTES` has arrived within this time."""
-MAX_INCOMPLETE = 128
-"""Incomplete bodies; beyond that, the one without progress for longest is evicted."""
-MAX_VERIFIED = 80
-"""Complete bodies whose sender has proved a secret; beyond that, the largest waiting one is evicted."""
-MAX_UNVERIFIED = 80
-"""Complete bodies whose signature is inside; beyond that, the largest of the provider with most of them is evicted."""
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Result = TypeVar("Result")
@@ -65,14 +52,32 @@ class IncomingBody:
         """The timeout of its current wait, by which it can be evicted; None while it is processed."""
         self.evicted = False
 
-    def is_progressing(self) -> bool:
-        return self.progress_at is not None and _now() - self.progress_at < PROGRESS_SECONDS
 
-
+@dataclass(eq=False, kw_only=True)
 class AdmissionControl:
-    """All bodies in flight."""
+    """All bodies in flight, within limits.
 
-    def __init__(self) -> None:
+    Attributes:
+        budget_bytes: Memory for all bodies together.
+        body_seconds: Timeout for a body to arrive.
+        turn_seconds: Timeout for a complete body to be verified.
+        progress_seconds: A body makes progress if a piece of at least `PIECE_BYTES` has arrived within this time.
+        max_incomplete: Incomplete bodies; beyond that, the one without progress for longest is evicted.
+        max_verified: Complete bodies whose sender has proved a secret; beyond that, the largest waiting one is evicted.
+        max_unverified: Complete bodies whose signature is inside; beyond that, the largest of the provider with most of
+            them is evicted.
+    """
+
+    budget_bytes: int = 64 * 1024 * 1024
+    body_seconds: float = 30.0
+    turn_seconds: float = 30.0
+    progress_seconds: float = 1.0
+    max_incomplete: int = 128
+    max_verified: int = 80
+    max_unverified: int = 80
+
+    def __post_init__(self) -> None:
+        """Start without bodies."""
         self._incomplete: dict[IncomingBody, None] = {}
         self._complete: dict[IncomingBody, None] = {}
         self._used_bytes = 0
@@ -87,8 +92,8 @@ class AdmissionControl:
         """
         body = IncomingBody(provider, verified=verified)
         self._incomplete[body] = None
-        if len(self._incomplete) > MAX_INCOMPLETE:
-            self._evict(min((other for other in self._incomplete if other is not body), key=_by_progress))
+        if len(self._incomplete) > self.max_incomplete:
+            self._evict(min((other for other in self._incomplete if other is not body), key=self._by_progress))
         try:
             yield body
         finally:
@@ -97,7 +102,7 @@ class AdmissionControl:
     async def read(self, body: IncomingBody, receive: Receive, limit: int) -> bytes:
         """Return the content of a body of at most *limit* bytes, or raise the error that refuses it."""
         try:
-            content = await self.wait(body, BODY_SECONDS, self._read_pieces(body, receive, limit))
+            content = await self.wait(body, self.body_seconds, self._read_pieces(body, receive, limit))
         except TimeoutError:
             raise BodyTimeoutError from None
         del self._incomplete[body]
@@ -125,9 +130,9 @@ class AdmissionControl:
         return result
 
     async def wait_turn(self, body: IncomingBody, awaited: Awaitable[Result]) -> Result:
-        """Return the result of a complete body's *awaited*; raise `OverloadedError` after `TURN_SECONDS`."""
+        """Return the result of a complete body's *awaited*; raise `OverloadedError` after `turn_seconds`."""
         try:
-            return await self.wait(body, TURN_SECONDS, awaited)
+            return await self.wait(body, self.turn_seconds, awaited)
         except TimeoutError:
             raise OverloadedError from None
 
@@ -146,16 +151,16 @@ class AdmissionControl:
                 body.progress_at = _now()
             self._used_bytes += len(content) - body.size
             body.size = len(content)
-            if self._used_bytes > BUDGET_BYTES:
+            if self._used_bytes > self.budget_bytes:
                 bodies = (*self._incomplete, *self._complete)
-                self._evict(min((other for other in bodies if other.waiting), key=_by_weight))
+                self._evict(min((other for other in bodies if other.waiting), key=self._by_weight))
             _raise_if_evicted(body)
         return bytes(content)
 
     def _limit_complete(self, body: IncomingBody) -> None:
         """Evict a body if there are too many of its kind, verified or unverified."""
         candidates = [other for other in self._complete if other.verified == body.verified]
-        if len(candidates) <= (MAX_VERIFIED if body.verified else MAX_UNVERIFIED):
+        if len(candidates) <= (self.max_verified if body.verified else self.max_unverified):
             return
         if not body.verified:
             ((provider, _),) = Counter(other.provider for other in candidates).most_common(1)
@@ -176,17 +181,18 @@ class AdmissionControl:
         self._used_bytes -= body.size
         body.size = 0
 
+    def _by_progress(self, body: IncomingBody) -> tuple[bool, bool, float]:
+        return body.verified, self._is_progressing(body), body.progress_at or 0.0
+
+    def _by_weight(self, body: IncomingBody) -> tuple[bool, bool, int]:
+        return body.verified, self._is_progressing(body), -body.size
+
+    def _is_progressing(self, body: IncomingBody) -> bool:
+        return body.progress_at is not None and _now() - body.progress_at < self.progress_seconds
+
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _by_progress(body: IncomingBody) -> tuple[bool, bool, float]:
-    return body.verified, body.is_progressing(), body.progress_at or 0.0
-
-
-def _by_weight(body: IncomingBody) -> tuple[bool, bool, int]:
-    return body.verified, body.is_progressing(), -body.size
 
 
 def _size(body: IncomingBody) -> int:

@@ -105,7 +105,7 @@ class Receiver:
     def __init__(self, engine: sa.Engine, secrets: SecretStore, tenant: Tenant, base: str | None) -> None:
         """Receive the webhooks of the providers that have *secrets*; nothing connects yet."""
         self._engine, self._secrets, self._tenant, self._base = engine, secrets, tenant, base
-        self._admission, self._verifier = AdmissionControl(), VerificationThread()
+        self.admission, self._verifier = AdmissionControl(), VerificationThread()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="mailglass-webhooks")
         self._waiting_threads = ThreadPoolExecutor(THREADS, thread_name_prefix="mailglass-certificate-waits")
         self._tenant_threads = ThreadPoolExecutor(THREADS, thread_name_prefix="mailglass-tenants")
@@ -171,11 +171,11 @@ class Receiver:
         """Verify a webhook, cheapest checks first, and record its events."""
         webhook, tenant = await self._accept_head(provider, scope)
         webhook.require_size(incoming.content_length)
-        with self._admission.admit(webhook.provider, verified=webhook.is_verified) as body:
-            webhook.add_body(await self._admission.read(body, incoming, webhook.record.max_bytes))
+        with self.admission.admit(webhook.provider, verified=webhook.is_verified) as body:
+            webhook.add_body(await self.admission.read(body, incoming, webhook.record.max_bytes))
             if webhook.record.service:
                 fetched = _run_in_thread(self._waiting_threads, webhook.await_certificate, self._engine)
-                await self._admission.wait_turn(body, fetched)
+                await self.admission.wait_turn(body, fetched)
             opened = await self._verify_and_read(body, webhook)
             if opened.answer is not None:
                 return Response(200, opened.answer, content_type="application/json")
@@ -204,11 +204,11 @@ class Receiver:
         is_small = body.size <= SMALL_BYTES and record.signature is not Signature.ANYWHERE
         if not webhook.is_verified and (is_small or registry.is_immediate(record, body.size)):
             webhook.verify()
-            self._admission.mark_verified(body)
+            self.admission.mark_verified(body)
         result = self._verifier.run(body.provider, body.size, verified=body.verified, job=webhook.open)
-        opened = await self._admission.wait_turn(body, result)
+        opened = await self.admission.wait_turn(body, result)
         if not body.verified:
-            self._admission.mark_verified(body)
+            self.admission.mark_verified(body)
         return opened
 
     async def _tenant_and_secrets(self, provider: str, path: str) -> tuple[str | None, Sequence[str]]:

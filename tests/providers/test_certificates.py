@@ -125,20 +125,18 @@ def test_a_stored_certificate_is_fetched_first_and_waited_for(service):
     assert (store.get("stored"), "stored" in service.names[:8]) == ("stored", True)
 
 
-def test_waiting_for_a_stored_certificate_ends_after_five_seconds(service, monkeypatch):
-    monkeypatch.setattr(certificates, "WAIT_SECONDS", 0.2)
-    store = CertificateStore()
+def test_waiting_for_a_stored_certificate_ends_after_five_seconds(service):
+    store = CertificateStore(wait_seconds=0.2)
     store._budget = 0.0
     with pytest.raises(UnavailableError, match="not there yet"):
         store.require(service.source("stored"), FakeBook(service, "stored"))
     service.may.set()
 
 
-def test_all_requests_together_wait_at_most_five_seconds_a_minute_for_what_is_not_stored(service, monkeypatch):
+def test_all_requests_together_wait_at_most_five_seconds_a_minute_for_what_is_not_stored(service):
     """Of 40 at once, none waits its own five seconds; the next ones are refused at once."""
-    assert certificates.UNKNOWN_WAIT_SECONDS == certificates.WAIT_SECONDS == 5
-    monkeypatch.setattr(certificates, "UNKNOWN_WAIT_SECONDS", 0.8)
-    store, waited = CertificateStore(), []
+    assert CertificateStore.unknown_wait_seconds == CertificateStore.wait_seconds == 5
+    store, waited = CertificateStore(unknown_wait_seconds=0.8), []
 
     def name_another(number: int) -> None:
         begun = time.monotonic()
@@ -159,7 +157,7 @@ def test_all_requests_together_wait_at_most_five_seconds_a_minute_for_what_is_no
     service.may.set()
 
 
-def test_an_address_that_failed_is_not_tried_again_for_a_minute(service, monkeypatch):
+def test_an_address_that_failed_is_not_tried_again_for_a_minute(service):
     """SNS's last repetition, a minute after the first attempt, tries it again."""
     service.may.set()
     store = CertificateStore()
@@ -167,8 +165,8 @@ def test_an_address_that_failed_is_not_tried_again_for_a_minute(service, monkeyp
         with pytest.raises(UnavailableError, match="not there: try again"):
             store.require(service.source("missing"))
     assert service.names == ["missing"]
-    assert 50 <= certificates.FAILURE_SECONDS < 60
-    monkeypatch.setattr(certificates, "FAILURE_SECONDS", 0.0)
+    assert 50 <= store.failure_seconds < 60
+    store.failure_seconds = 0.0
     with pytest.raises(UnavailableError):
         store.require(service.source("missing"))
     assert service.names == ["missing"] * 2
@@ -199,20 +197,19 @@ def test_what_is_named_again_is_fetched_before_what_was_named_once(service):
     assert service.names.index("genuine") == 4
 
 
-def test_what_nobody_has_named_for_a_minute_is_not_fetched(service, monkeypatch):
+def test_what_nobody_has_named_for_a_minute_is_not_fetched(service):
     """Nobody waits for it any more; strangers can leave thousands behind."""
     store = CertificateStore()
     ask(store, service, *(f"missing-{number}" for number in range(100)))
     wait_until(lambda: service.at_once == 4)
-    monkeypatch.setattr(certificates, "NAMED_SECONDS", 0.0)
+    store.named_seconds = 0.0
     service.may.set()
     wait_until(lambda: not store._threads)
     assert len(service.names) == 4
 
 
-def test_names_are_bounded_and_the_oldest_go(service, monkeypatch):
-    monkeypatch.setattr(certificates, "MAX_NAMED", 10)
-    store = CertificateStore()
+def test_names_are_bounded_and_the_oldest_go(service):
+    store = CertificateStore(max_named=10)
     ask(store, service, *(f"missing-{number}" for number in range(100)))
     wait_until(lambda: service.at_once == 4)
     assert len(store._named) <= 10
@@ -222,10 +219,9 @@ def test_names_are_bounded_and_the_oldest_go(service, monkeypatch):
     assert len(service.names) <= 18
 
 
-def test_what_is_named_again_stays_when_the_oldest_go(service, monkeypatch):
+def test_what_is_named_again_stays_when_the_oldest_go(service):
     """A stranger who names thousands a second would otherwise push it out before SNS's second repetition."""
-    monkeypatch.setattr(certificates, "MAX_NAMED", 10)
-    store = CertificateStore()
+    store = CertificateStore(max_named=10)
     ask(store, service, *(f"missing-{number}" for number in range(4)))
     wait_until(lambda: service.at_once == 4)
     strangers = [f"missing-{number}" for number in range(4, 20)]
@@ -262,7 +258,7 @@ def test_an_address_is_stored_once_and_again_if_that_has_failed(service):
     assert book.names == ["a"]
 
 
-def test_what_another_process_has_stored_meanwhile_is_found(service, monkeypatch):
+def test_what_another_process_has_stored_meanwhile_is_found(service):
     """The addresses are read again when an unknown one is named, but not for each."""
     store, book = CertificateStore(), FakeBook(service)
     ask(store, service, *map(str, range(50)), addresses=book)
@@ -274,7 +270,7 @@ def test_what_another_process_has_stored_meanwhile_is_found(service, monkeypatch
     service.may.clear()
     book.names.append("new")
     threading.Timer(0.2, service.may.set).start()
-    monkeypatch.setattr(certificates, "UNKNOWN_WAIT_SECONDS", 0.2)
+    store.unknown_wait_seconds = 0.2
     store._budget_at -= 60
     store.require(service.source("new"), book)
 

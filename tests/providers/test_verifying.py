@@ -329,10 +329,9 @@ def test_of_concurrent_requests_one_body_gets_the_token():
     assert len(set(bodies)) == 1
 
 
-def test_mailguns_tokens_are_bounded(monkeypatch):
+def test_mailguns_tokens_are_bounded():
     """The oldest is evicted first."""
-    monkeypatch.setattr(mailgun, "MAX_TOKENS", 3)
-    tokens = mailgun.TokenClaims()
+    tokens = mailgun.TokenClaims(max_tokens=3)
     for number in range(4):
         with tokens.claim(str(number), b"body"):
             pass

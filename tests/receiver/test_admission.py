@@ -60,11 +60,11 @@ async def run_all_tasks() -> None:
         await asyncio.sleep(0)
 
 
-def run(story: Callable) -> None:
-    """Run a story, and cancel its remaining tasks."""
+def run(story: Callable, **limits: float) -> None:
+    """Run a story under limits, and cancel its remaining tasks."""
 
     async def run_and_cancel():
-        await story(AdmissionControl())
+        await story(AdmissionControl(**limits))
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
@@ -73,10 +73,8 @@ def run(story: Callable) -> None:
     asyncio.run(run_and_cancel())
 
 
-def test_a_body_in_progress_outlives_any_number_that_never_arrive(monkeypatch):
+def test_a_body_in_progress_outlives_any_number_that_never_arrive():
     """The oldest used to be evicted, which a large upload is as soon as enough others begin."""
-    monkeypatch.setattr(admission, "MAX_INCOMPLETE", 2)
-    monkeypatch.setattr(admission, "PROGRESS_SECONDS", 60.0)
 
     async def story(bodies):
         large = Arriving(bodies, "sendgrid")
@@ -90,12 +88,11 @@ def test_a_body_in_progress_outlives_any_number_that_never_arrive(monkeypatch):
         assert not await large.is_evicted()
         assert large.body.size == 5 * len(PIECE)
 
-    run(story)
+    run(story, max_incomplete=2, progress_seconds=60.0)
 
 
 def test_a_stalled_body_is_evicted_before_one_in_progress(monkeypatch):
     """A piece counts as progress for a second only."""
-    monkeypatch.setattr(admission, "MAX_INCOMPLETE", 2)
     now = 0.0
     monkeypatch.setattr(admission, "_now", lambda: now)
 
@@ -110,13 +107,11 @@ def test_a_stalled_body_is_evicted_before_one_in_progress(monkeypatch):
         Arriving(bodies, "sendgrid")
         assert (await stalled.is_evicted(), await goes_on.is_evicted()) == (True, False)
 
-    run(story)
+    run(story, max_incomplete=2)
 
 
-def test_a_body_with_the_right_password_is_not_evicted_for_one_without(monkeypatch):
+def test_a_body_with_the_right_password_is_not_evicted_for_one_without():
     """Neither the number of bodies nor the memory evicts it, however large it is."""
-    monkeypatch.setattr(admission, "MAX_INCOMPLETE", 3)
-    monkeypatch.setattr(admission, "BUDGET_BYTES", 100_000)
 
     async def story(bodies):
         right = Arriving(bodies, "postmark", verified=True)
@@ -130,12 +125,10 @@ def test_a_body_with_the_right_password_is_not_evicted_for_one_without(monkeypat
         assert [await stranger.is_evicted() for stranger in strangers] == [True, True, True, False]
         assert [await incoming.is_evicted() for incoming in (right, arriving)] == [False, False]
 
-    run(story)
+    run(story, max_incomplete=3, budget_bytes=100_000)
 
 
-def test_whole_unverified_bodies_are_counted_per_provider(monkeypatch):
-    monkeypatch.setattr(admission, "MAX_UNVERIFIED", 3)
-
+def test_whole_unverified_bodies_are_counted_per_provider():
     async def story(bodies):
         verified, of_other_provider = Arriving(bodies, "sendgrid"), Arriving(bodies, "ses")
         for arriving, size in ((verified, 50_000), (of_other_provider, 40_000)):
@@ -149,7 +142,7 @@ def test_whole_unverified_bodies_are_counted_per_provider(monkeypatch):
         assert [await incoming.is_evicted() for incoming in of_mailgun] == [False, True, False, True]
         assert [await incoming.is_evicted() for incoming in (verified, of_other_provider)] == [False, False]
 
-    run(story)
+    run(story, max_unverified=3)
 
 
 def test_a_body_is_too_large_as_soon_as_more_than_its_limit_has_arrived():
@@ -163,9 +156,7 @@ def test_a_body_is_too_large_as_soon_as_more_than_its_limit_has_arrived():
     run(story)
 
 
-def test_the_memory_of_a_body_is_free_again_when_it_is_done(monkeypatch):
-    monkeypatch.setattr(admission, "BUDGET_BYTES", 100_000)
-
+def test_the_memory_of_a_body_is_free_again_when_it_is_done():
     async def story(bodies):
         for _ in range(3):
             arriving = Arriving(bodies, "postmark", verified=True)
@@ -174,15 +165,13 @@ def test_the_memory_of_a_body_is_free_again_when_it_is_done(monkeypatch):
             arriving.task.cancel()
             await run_all_tasks()
 
-    run(story)
+    run(story, budget_bytes=100_000)
 
 
-def test_a_body_that_never_arrives_ends_with_its_timeout(monkeypatch):
-    monkeypatch.setattr(admission, "BODY_SECONDS", 0.01)
-
+def test_a_body_that_never_arrives_ends_with_its_timeout():
     async def story(bodies):
         arriving = Arriving(bodies, "postmark")
         with pytest.raises(BodyTimeoutError):
             await asyncio.wait_for(arriving.task, 60)
 
-    run(story)
+    run(story, body_seconds=0.01)

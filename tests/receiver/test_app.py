@@ -8,7 +8,7 @@ import pytest
 
 import senders
 from mailglass_reconcile import Sent, broadcast, record_send
-from mailglass_reconcile.receiver import admission
+from mailglass_reconcile.receiver.admission import AdmissionControl
 from mailglass_reconcile.rules import log_throttle
 from receivers import first, mount_receiver, now, post
 from receivers import published as _published  # noqa: F401 - a fixture of every test
@@ -102,10 +102,10 @@ def test_refused_requests_are_one_warning_for_each_cause_and_minute(db, caplog, 
     }
 
 
-def test_a_wait_for_a_certificate_that_is_too_long_is_a_warning(db, caplog, monkeypatch):
+def test_a_wait_for_a_certificate_that_is_too_long_is_a_warning(db, caplog):
     """Strangers can fill the threads that wait, as they can fill the queue of the verification."""
-    monkeypatch.setattr(admission, "TURN_SECONDS", 0.1)
     shop = mount_receiver()
+    shop.routes[0].app.admission = AdmissionControl(turn_seconds=0.1)
     end, threads = threading.Event(), shop.routes[0].app._waiting_threads
     try:
         for _ in range(threads._max_workers):

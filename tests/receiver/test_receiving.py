@@ -15,7 +15,8 @@ from mailglass_reconcile import ConfigurationError, Sent, broadcast, record_send
 from mailglass_reconcile.cli.receive import receive as receive_command
 from mailglass_reconcile.providers import sns
 from mailglass_reconcile.providers.registry import PROVIDERS
-from mailglass_reconcile.receiver import admission, app
+from mailglass_reconcile.receiver import app
+from mailglass_reconcile.receiver.admission import AdmissionControl
 from mailglass_reconcile.receiver.opening import public_url
 from mailglass_reconcile.receiver.verifier import VerificationThread
 from mailglass_reconcile.rules import event_types
@@ -408,10 +409,10 @@ def test_it_answers_the_lifespan_of_a_server_that_serves_it_by_itself(db):
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
-def test_more_webhooks_than_may_wait_are_answered_with_503(db, monkeypatch, caplog):
+def test_more_webhooks_than_may_wait_are_answered_with_503(db, caplog):
     """A slow database must not fill the memory."""
-    monkeypatch.setattr(admission, "MAX_VERIFIED", 2)
     receiver, request = mount_receiver(), first("postmark")
+    receiver.routes[0].app.admission = AdmissionControl(max_verified=2)
 
     async def talk(client):
         requests = [client.post("/webhooks/postmark", content=request.body, headers=request.headers) for _ in range(6)]

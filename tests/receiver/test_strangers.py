@@ -17,7 +17,7 @@ import pytest
 
 import processes
 import senders
-from mailglass_reconcile.receiver.admission import BODY_SECONDS
+from mailglass_reconcile.receiver.admission import AdmissionControl
 from receivers import first, now, receiving
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from strangers import BEHAVIOURS, MB
@@ -164,7 +164,7 @@ def test_a_body_that_does_not_arrive_is_answered_with_408(db, tmp_path):
         started_at = time.monotonic()
         connection.sendall(sent)
         assert connection.recv(4_096).startswith(b"HTTP/1.1 408")
-        assert time.monotonic() - started_at > BODY_SECONDS / 10 - 0.1
+        assert time.monotonic() - started_at > AdmissionControl.body_seconds / 10 - 0.1
 
 
 def test_the_largest_bodies_are_evicted_when_many_fill_the_memory(db, tmp_path):

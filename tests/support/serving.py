@@ -34,8 +34,11 @@ def serve(
 
 
 @contextmanager
-def serve_here(application) -> Iterator[str]:
-    """Serve an application in this process as the command does, on a free port, and yield its address."""
+def serve_here(application, **limits: float) -> Iterator[str]:
+    """Serve an application in this process as the command does, on a free port, and yield its address.
+
+    *limits* are other limits of the server's connections.
+    """
     listener = server._listen("127.0.0.1", 0)
     config = uvicorn.Config(
         application,
@@ -43,7 +46,7 @@ def serve_here(application) -> Iterator[str]:
         log_config=None,
         lifespan="off",
         loop="asyncio",
-        http=server.BoundedProtocol,
+        http=type("Protocol", (server.BoundedProtocol,), limits),
         h11_max_incomplete_event_size=server.MAX_HEAD_BYTES,
     )
     running = server._UvicornServer(config)  # without its queue, as a full one delays clients for seconds

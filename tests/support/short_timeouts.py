@@ -4,12 +4,15 @@ Run as `python -m short_timeouts COMMAND ...` instead of `python -m mailglass_re
 `MAILGLASS_IMPORTS`.
 """
 
-from mailglass_reconcile import cli, server
-from mailglass_reconcile.receiver import admission
+from functools import partial
 
-server.HEAD_SECONDS /= 10
-server.BODY_SECONDS /= 10
-admission.BODY_SECONDS /= 10
+from mailglass_reconcile import cli, server
+from mailglass_reconcile.receiver import app
+from mailglass_reconcile.receiver.admission import AdmissionControl
+
+server.BoundedProtocol.head_seconds /= 10
+server.BoundedProtocol.body_seconds /= 10
+app.AdmissionControl = partial(AdmissionControl, body_seconds=AdmissionControl.body_seconds / 10)
 
 if __name__ == "__main__":
     cli.main()

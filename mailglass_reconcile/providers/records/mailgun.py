@@ -173,9 +173,10 @@ class _TokenClaim:
 
 
 class TokenClaims:
-    """Each token belongs to the first body that came with it. At `MAX_TOKENS`, the oldest claim is evicted."""
+    """Each token belongs to the first body that came with it. At *max_tokens*, the oldest claim is evicted."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_tokens: int = MAX_TOKENS) -> None:
+        self._max_tokens = max_tokens
         self._claims: dict[bytes, _TokenClaim] = {}
         self._lock = threading.Lock()
 
@@ -193,7 +194,7 @@ class TokenClaims:
             self._validate(claim, digest)
             if claim is None:
                 claim = self._claims[key] = _TokenClaim(digest)
-                while len(self._claims) > MAX_TOKENS:
+                while len(self._claims) > self._max_tokens:
                     del self._claims[next(iter(self._claims))]
             claim.in_flight += 1
         try:
