@@ -58,8 +58,11 @@ class Demo:
     broadcast; `linked_by` the number of links by call and kind of sweep; `last` the result of the last full sweep.
     """
 
-    def __init__(self, redis_url: str, post: Callable[[Mail, str], None]) -> None:
+    def __init__(
+        self, redis_url: str, post: Callable[[Mail, str], None], *, line_seconds: float = LINE_SECONDS
+    ) -> None:
         self._post = post
+        self._line_seconds = line_seconds
         self.worker: Process | None = None
         self._pubsub = redis.Redis.from_url(redis_url, decode_responses=True).pubsub()  # type: ignore[no-untyped-call]
         self._pubsub.psubscribe(*PATTERNS)
@@ -99,11 +102,11 @@ class Demo:
             print_event("app", f"sends {', '.join(mail.name for mail in sent)}: not committed yet")
             for mail in mails:
                 for type_ in mail.types:
-                    time.sleep(LINE_SECONDS)  # so that people can read along
+                    time.sleep(self._line_seconds)  # so that people can read along
                     self._receive(mail, type_)
             if note:
                 print_line(note)
-            time.sleep(5 * LINE_SECONDS)  # until the receiver has looked again: a sweep is to link
+            time.sleep(5 * self._line_seconds)  # until the receiver has looked again: a sweep is to link
             committing.commit()
         self._committed = time.monotonic()
         lost = ", ".join(mail.name for mail in sent if mail.state)

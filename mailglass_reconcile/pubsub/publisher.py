@@ -66,13 +66,15 @@ class Publisher:
     this process does not use that server for five seconds.
     """
 
-    def __init__(self, client: redis.Redis, *, is_expected: bool = True) -> None:
-        """Create a publisher.
+    def __init__(
+        self, client: redis.Redis, *, is_expected: bool = True, backoff_seconds: float = BACKOFF_SECONDS
+    ) -> None:
+        """Create a publisher; the first one of a client decides about its server.
 
         If a server is not expected and has never replied, its messages do not count as failed: nobody waits for them.
         """
         self.client = client
-        self.server = _servers.get(client) or _servers.setdefault(client, _ServerState(is_expected))
+        self.server = _servers.get(client) or _servers.setdefault(client, _ServerState(is_expected, backoff_seconds))
         self._lock = threading.Lock()
         self._enqueued = self._published = self._completed = 0
 
@@ -88,10 +90,10 @@ class Publisher:
                 self.server.warn("it answers too slowly")
                 self.count_published(chunk, 0)
 
-    def wait(self) -> Published:
-        """Wait until all messages are published, at most a second, and return the numbers accepted and failed."""
+    def wait(self, seconds: float = TIMEOUT_SECONDS) -> Published:
+        """Wait at most so many seconds until all messages are published; return the numbers accepted and failed."""
         before = self._completed
-        is_done = background.wait_for(lambda: self._completed == self._enqueued, TIMEOUT_SECONDS)
+        is_done = background.wait_for(lambda: self._completed == self._enqueued, seconds)
         if not is_done and self._completed == before:  # the client's timeout is longer than a sweep waits
             self.server.back_off(TimeoutError())
         return Published(self._published, self._count_failed(self._enqueued, self._published))
@@ -116,8 +118,9 @@ def _chunks(messages: Sequence[Message], links: int) -> Iterator[Sequence[Messag
 class _ServerState:
     """The state of one client's server, as this process knows it."""
 
-    def __init__(self, is_expected: bool) -> None:
+    def __init__(self, is_expected: bool, backoff_seconds: float) -> None:
         self.is_expected = is_expected
+        self._backoff_seconds = backoff_seconds
         self._backoff_until = self._warned_at = NEVER
 
     @property
@@ -142,7 +145,7 @@ class _ServerState:
 
     def back_off(self, error: Exception) -> None:
         """Do not use the server for some seconds, and log why."""
-        self._backoff_until = time.monotonic() + BACKOFF_SECONDS
+        self._backoff_until = time.monotonic() + self._backoff_seconds
         self.warn(reason(error, PERMISSIONS))
 
     def _handle_reply(self, error: Exception | None) -> None:

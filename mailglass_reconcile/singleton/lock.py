@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "mailglass_reconcile:lock:"
 LOCK_SECONDS = 60
-RENEW_SECONDS = 20
 _SECONDS = re.compile("[0-9]{1,10}")
 TRIES = 3
 """Attempts to acquire the lock: its holder may release it between two commands."""
@@ -131,6 +130,9 @@ class LockBackend:
     If Redis does not respond, a call takes as long as the client's timeout, and continues without the lock.
     """
 
+    renew_seconds = 20.0
+    """Seconds between two extensions of a lock while its run goes on."""
+
     def __init__(self, client: Redis) -> None:
         self._client = client
         self._replace_holder = client.register_script(_REPLACE_HOLDER)
@@ -189,7 +191,7 @@ class LockBackend:
             (self.extend if is_shared() else self.release)(key, token)
 
     def _renew(self, key: str, token: str, released: threading.Event) -> None:
-        while not released.wait(RENEW_SECONDS):
+        while not released.wait(self.renew_seconds):
             self.extend(key, token)
 
     def _lock(self, key: str, token: str) -> Lock:

@@ -62,7 +62,9 @@ def database_url(settings: Settings) -> URL:
     return url.set(drivername="postgresql+psycopg")
 
 
-def create_engine(settings: Settings, pool_size: int = 0) -> sa.Engine:
+def create_engine(
+    settings: Settings, pool_size: int = 0, *, connect_seconds: int = CONNECT_TIMEOUT_SECONDS
+) -> sa.Engine:
     """Return an engine with a pool of *pool_size* connections, without connecting.
 
     Prepared statements are off, because PgBouncer's transaction mode may lose them. A refused write to the ledger
@@ -72,7 +74,7 @@ def create_engine(settings: Settings, pool_size: int = 0) -> sa.Engine:
         database_url(settings),
         connect_args={
             "prepare_threshold": None,
-            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "connect_timeout": connect_seconds,
             "client_encoding": "utf8",
         },
         **(

@@ -30,7 +30,11 @@ SELECT EXISTS (SELECT FROM pg_locks
 
 
 def webhook_first(
-    database: Database | DatabaseCopy, send: Callable[[], Sent], webhook: Callable[[], Response]
+    database: Database | DatabaseCopy,
+    send: Callable[[], Sent],
+    webhook: Callable[[], Response],
+    *,
+    seconds: int = SECONDS,
 ) -> tuple[Sent, Response]:
     """Call *send*, and call *webhook* before *send* can commit; return both results.
 
@@ -41,19 +45,20 @@ def webhook_first(
         database: The database in which both record, on their own connections.
         send: Sends one message and records it, such as a request to your application.
         webhook: Delivers the webhooks about it, such as further requests.
+        seconds: How long each step may take.
 
     Raises:
-        AssertionError: *send* stored no delivery, or *webhook* took longer than 20 seconds.
+        AssertionError: *send* stored no delivery, or *webhook* took longer than *seconds*.
     """
     with ThreadPoolExecutor(1) as threads:
         with Database(database.engine, database.settings).writing() as tx:
             tx.execute(_HOLD)
-            tx.execute(_GIVE_UP, {"milliseconds": str(SECONDS * 1_000)})
+            tx.execute(_GIVE_UP, {"milliseconds": str(seconds * 1_000)})
             sending = threads.submit(_closing, send)
-            _wait(tx, sending)
+            _wait(tx, sending, seconds)
             response = webhook()
-            _still_holds(tx)
-        return sending.result(SECONDS), response
+            _still_holds(tx, seconds)
+        return sending.result(seconds), response
 
 
 def _closing(send: Callable[[], Sent]) -> Sent:
@@ -66,21 +71,21 @@ def _closing(send: Callable[[], Sent]) -> Sent:
             sys.modules["django.db"].connections.close_all()
 
 
-def _wait(tx: Transaction, sending: Future[Any]) -> None:
-    deadline = time.monotonic() + SECONDS
+def _wait(tx: Transaction, sending: Future[Any], seconds: int) -> None:
+    deadline = time.monotonic() + seconds
     while not tx.execute(_IS_WAITED_FOR, {"deliveries": tx.name_of("mailglass_deliveries")}).scalar_one():
         if sending.done():
             sending.result()
             raise AssertionError("send() returned without storing a delivery: does it call record_send?")
         if time.monotonic() > deadline:
-            raise AssertionError(f"send() did not store a delivery within {SECONDS} s")
+            raise AssertionError(f"send() did not store a delivery within {seconds} s")
         time.sleep(0.01)
 
 
-def _still_holds(tx: Transaction) -> None:
+def _still_holds(tx: Transaction, seconds: int) -> None:
     try:
         tx.execute("SELECT 1")
     except DBAPIError:
         raise AssertionError(
-            f"webhook() took longer than {SECONDS} s: it may wait for the delivery that send() is storing"
+            f"webhook() took longer than {seconds} s: it may wait for the delivery that send() is storing"
         ) from None

@@ -33,20 +33,20 @@ SECONDS = 2.0
 LEVELS = (checks.ERROR, checks.WARNING)
 
 
-def scrape(database: Database) -> bytes:
-    """Return all metrics in Prometheus's text format, within two seconds; no error of the database is raised.
+def scrape(database: Database, seconds: float = SECONDS) -> bytes:
+    """Return all metrics in Prometheus's text format, within so many seconds; no error of the database is raised.
 
     If the database is down, slow or not migrated, `mailglass_reconcile_up` is 0, and nothing else is there.
     """
-    return render(families(_collect(database)))
+    return render(families(_collect(database, seconds)))
 
 
-def _collect(database: Database) -> MetricsSnapshot | None:
+def _collect(database: Database, seconds: float) -> MetricsSnapshot | None:
     """Collect in a thread of its own, so that a hanging connection delays nothing else; a late result is dropped."""
     try:
-        return daemon_thread.start(lambda: collect(database)).result(SECONDS)
+        return daemon_thread.start(lambda: collect(database)).result(seconds)
     except TimeoutError:
-        logger.warning("no metrics: the database has not answered within %d seconds", SECONDS)
+        logger.warning("no metrics: the database has not answered within %d seconds", seconds)
     except MailglassReconcileError as error:
         logger.warning("no metrics: %s", error)
     return None

@@ -210,14 +210,13 @@ def test_a_broken_promise_is_printed_and_exits_with_1(demo):
 def test_the_deliveries_of_one_api_call_become_visible_together(db, monkeypatch):
     """A sweep between two commits would link to the first what is ambiguous once the second exists."""
     configure(settings=db.settings)
-    monkeypatch.setattr(environment, "LINE_SECONDS", 0)
     monkeypatch.setattr(sys, "executable", str(processes.forker().commands / "python"))
     redis_url = db.settings.redis_url.get_secret_value()
     monkeypatch.setenv("MAILGLASS_DATABASE_URL", db.url)
     monkeypatch.setenv("MAILGLASS_REDIS_URL", redis_url)
     with closing(ReceiverProcess) as receiver:
         receiver.start()
-        environment.Demo(redis_url, receiver.post).overtake(OPEN)
+        environment.Demo(redis_url, receiver.post, line_seconds=0).overtake(OPEN)
     twins = [mail.address for mail in OPEN if mail.sent and not mail.state]
     transactions = "SELECT count(*), count(DISTINCT xmin::text) FROM mailglass_deliveries WHERE recipient = ANY(:twins)"
     assert db.rows(transactions, twins=twins) == [(2, 1)]

@@ -35,8 +35,8 @@ from mailglass_reconcile.pubsub import (
     Publisher,
     create_client,
 )
-from mailglass_reconcile.pubsub import publisher as publisher_module
-from mailglass_reconcile.pubsub.publisher import MAX_WAITING_LINKS
+from mailglass_reconcile.pubsub.client import TIMEOUT_SECONDS
+from mailglass_reconcile.pubsub.publisher import BACKOFF_SECONDS, MAX_WAITING_LINKS
 from mailglass_reconcile.testing.servers import free_port
 from observing import Observed
 from waiting import settle, wait_until
@@ -69,11 +69,13 @@ def count_received(pubsub: redis.client.PubSub, until: bytes) -> Counter[tuple[b
             result[message["channel"], message["data"]] += 1
 
 
-def publish(client: redis.Redis, number: int) -> Published:
-    """Publish as many links as one sweep in one call."""
-    publisher = Publisher(client)
+def publish(
+    client: redis.Redis, number: int, *, seconds: float = TIMEOUT_SECONDS, backoff_seconds: float = BACKOFF_SECONDS
+) -> Published:
+    """Publish as many links as one sweep in one call, and wait for so long."""
+    publisher = Publisher(client, backoff_seconds=backoff_seconds)
     publisher.publish(messages(number))
-    outcome = publisher.wait()
+    outcome = publisher.wait(seconds)
     assert sum(outcome) == 2 * number
     return outcome
 
@@ -110,13 +112,12 @@ def test_a_redis_20_ms_away_accepts_the_queue_within_a_second(valkey: Valkey) ->
 
 
 def test_a_redis_that_returns_is_used_again_and_each_outage_is_logged_once(
-    valkey: Valkey, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    valkey: Valkey, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One call is let through after the back-off; no new client is needed."""
-    monkeypatch.setattr(publisher_module, "BACKOFF_SECONDS", 0.02)
     client = redis.Redis.from_url(valkey.url)
     for outages in (1, 2):
-        assert publish(client, 1).published == 2
+        assert publish(client, 1, backoff_seconds=0.02).published == 2
         valkey.stop()
         assert {publish(client, 1) for _ in range(20)} == {Published(0, 2)}
         valkey.start()
@@ -150,8 +151,6 @@ def test_a_redis_that_nobody_has_configured_is_missed_once_it_has_replied(valkey
 
 def test_a_slow_name_lookup_delays_nobody(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
     """No socket timeout ends a lookup; after it, messages are published again."""
-    monkeypatch.setattr(publisher_module, "TIMEOUT_SECONDS", 0.2)
-    monkeypatch.setattr(publisher_module, "BACKOFF_SECONDS", 0.01)
     resolved, look_up = threading.Event(), socket.getaddrinfo
 
     def slowly(*arguments: Any, **options: Any) -> Any:
@@ -160,7 +159,7 @@ def test_a_slow_name_lookup_delays_nobody(valkey: Valkey, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(socket, "getaddrinfo", slowly)
     client = redis.Redis.from_url(valkey.url)
-    assert publish(client, 3 * CHUNK_LINKS).published == 0
+    assert publish(client, 3 * CHUNK_LINKS, seconds=0.2, backoff_seconds=0.01).published == 0
     assert not resolved.is_set()
     resolved.set()
     wait_until(lambda: publish(client, 1).published)
@@ -184,20 +183,19 @@ def test_a_redis_that_never_answers_is_asked_by_one_of_a_hundred_calls() -> None
     with silent() as (port, accepted):
         client, started_at = create_our_client(port), time.monotonic()
         assert [publish(client, 1) for _ in range(100)] == 100 * [Published(0, 2)]
-        assert 1 <= len(accepted) <= 1 + (time.monotonic() - started_at) / publisher_module.BACKOFF_SECONDS
+        assert 1 <= len(accepted) <= 1 + (time.monotonic() - started_at) / BACKOFF_SECONDS
 
 
 @pytest.mark.parametrize("state", ["closed", "silent"])
-def test_a_client_with_long_timeouts_costs_a_sweep_a_second_in_all(state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_with_long_timeouts_costs_a_sweep_a_second_in_all(state: str) -> None:
     """An application's client may have long timeouts and retries: the thread waits for it, the sweep does not."""
     with silent() as (open_port, accepted):
         port = open_port if state == "silent" else free_port()
         client = redis.Redis(port=port, socket_timeout=30, retry=Retry(ConstantBackoff(0.7), 3))
         assert publish(client, 20 * CHUNK_LINKS) == Published(0, 40 * CHUNK_LINKS)
         assert Publisher(client).server.is_backing_off
-        monkeypatch.setattr(publisher_module, "TIMEOUT_SECONDS", 60)  # of each caller that waits at all
         started_at = time.monotonic()
-        assert [publish(client, 1).published for _ in range(20)] == [0] * 20
+        assert [publish(client, 1, seconds=60).published for _ in range(20)] == [0] * 20, "none waits at all"
         assert time.monotonic() - started_at < 30, "the server is left alone"
         assert len(accepted) <= 1
 
@@ -343,31 +341,26 @@ LEAST = ("on", ">pw", "resetkeys", "resetchannels", "&mailglass:events:*", "noco
 
 @pytest.mark.parametrize("right", [("+publish",), ("+publish", "resetchannels"), ()])
 def test_a_user_without_permission_to_publish_is_warned_of_once(
-    valkey: Valkey, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, right: tuple[str, ...]
+    valkey: Valkey, caplog: pytest.LogCaptureFixture, right: tuple[str, ...]
 ) -> None:
     """One warning for all calls of a sweep has command and channels, and nothing of a message."""
-    monkeypatch.setattr(
-        publisher_module, "TIMEOUT_SECONDS", 30
-    )  # the server of a busy machine is late, not unreachable
     valkey.command("ACL", "SETUSER", "least", *LEAST, *right)
     enough = right == ("+publish",)
     links = 3 * CHUNK_LINKS
-    assert publish(user(valkey, "least"), links) == (Published(2 * links, 0) if enough else Published(0, 2 * links))
+    outcome = publish(user(valkey, "least"), links, seconds=30)  # the server of a busy machine is late
+    assert outcome == (Published(2 * links, 0) if enough else Published(0, 2 * links))
     assert len(caplog.records) == (not enough)
     for record in caplog.records:
         assert "PUBLISH on the channels mailglass:events:*" in record.getMessage()
         assert "acme" not in record.getMessage()
 
 
-def test_the_late_replies_to_a_batch_are_not_taken_for_those_to_the_next(
-    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_late_replies_to_a_batch_are_not_taken_for_those_to_the_next(valkey: Valkey) -> None:
     """The first one is accepted after the client's timeout, the next one is refused, on the pool's only connection."""
-    monkeypatch.setattr(publisher_module, "BACKOFF_SECONDS", 0.01)
     valkey.command("ACL", "SETUSER", "least", *LEAST, "+publish")
     options = {"socket_timeout": 0.2, "socket_connect_timeout": 5, "max_connections": 1}
     client = redis.Redis.from_url(valkey.url.replace("://", "://least:pw@"), retry=Retry(NoBackoff(), 0), **options)
-    assert publish(client, 1) == Published(2, 0)
+    assert publish(client, 1, backoff_seconds=0.01) == Published(2, 0)
     valkey.command("CLIENT", "PAUSE", "600", "ALL")
     assert publish(client, 1) == Published(0, 2)
     valkey.command("ACL", "SETUSER", "least", "-publish")  # after the pause

@@ -64,10 +64,13 @@ def replace_parts(url: str, user: str = "", password: str = PASSWORD, database: 
     return changed.update_query_dict(query).render_as_string(hide_password=False)
 
 
-def connection_error(url: str) -> str:
-    """Return the message of a failing connection, after checking that it is one line without user and password."""
+def connection_error(url: str, **options: int) -> str:
+    """Return the message of a failing connection, after checking that it is one line without user and password.
+
+    *options* are those of the engine.
+    """
     try:
-        engines.connect(engines.create_engine(Settings(database_url=SecretStr(url)))).close()
+        engines.connect(engines.create_engine(Settings(database_url=SecretStr(url)), **options)).close()
     except DatabaseUnavailableError as error:
         output, trace = str(error), "".join(traceback.format_exception(error))
     else:
@@ -146,12 +149,10 @@ def rude() -> Iterator[int]:
         listener.shutdown(socket.SHUT_RDWR)
 
 
-def test_the_drivers_message_about_timeouts_and_closed_connections_is_repeated(
-    silent: int, rude: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_drivers_message_about_timeouts_and_closed_connections_is_repeated(silent: int, rude: int) -> None:
     """One server did not answer in time, the other closed the connection."""
-    monkeypatch.setattr(engines, "CONNECT_TIMEOUT_SECONDS", 2)  # the minimum of libpq
-    assert "timeout" in connection_error(f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{silent}/x")
+    url = f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{silent}/x"
+    assert "timeout" in connection_error(url, connect_seconds=2), "the minimum of libpq"
     assert "closed the connection" in connection_error(f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{rude}/x")
 
 

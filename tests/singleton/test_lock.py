@@ -140,11 +140,11 @@ def test_only_its_token_extends_and_releases_it(store):
     assert store.keys() == []
 
 
-def test_a_run_renews_its_lock_and_frees_it(store, monkeypatch):
+def test_a_run_renews_its_lock_and_frees_it(store):
     """The lock lives while the block runs; after it, whatever it raised, the lock is gone."""
-    monkeypatch.setattr("mailglass_reconcile.singleton.lock.RENEW_SECONDS", 0.05)
     app = app_on(store)
     task = app.tasks[tasks.SWEEP_TASK]
+    task.singleton_backend.renew_seconds = 0.05
     task.push_request(id="run", args=["acme"], kwargs={}, is_eager=False, headers=None)
 
     def work() -> None:

@@ -16,7 +16,7 @@ from factories import delivery, orphan, postmark
 from history import DELIVERY
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.store.engines import create_engine
-from mailglass_reconcile.store.migration import session
+from mailglass_reconcile.store.migration.session import open_session
 from marking import slow_unless
 
 pytestmark = pytest.mark.slow
@@ -129,7 +129,7 @@ def test_an_existing_table_of_ours_without_a_revision_is_kept(unmigrated):
     assert database.is_current()
 
 
-def test_the_holder_of_the_migration_lock_is_named(empty_database_url, shape, squatter, monkeypatch):
+def test_the_holder_of_the_migration_lock_is_named(empty_database_url, shape, squatter):
     """Any role may take it: one line has process, role and application."""
     database: Installation = live(empty_database_url, "public", shape)
     url = database.engine.url.set(username=squatter).update_query_dict({"application_name": "a joker"})
@@ -137,10 +137,11 @@ def test_the_holder_of_the_migration_lock_is_named(empty_database_url, shape, sq
     with engine.connect() as holder:
         holder.exec_driver_sql("SELECT pg_advisory_lock(hashtext('mailglass_reconcile migrate'))")
         pid = holder.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
-        with monkeypatch.context() as patch:
-            patch.setattr(session, "TIMEOUT_SECONDS", 0)
-            with pytest.raises(DatabaseRefusedError) as refused:
-                database.migrate()
+        with (
+            pytest.raises(DatabaseRefusedError) as refused,
+            open_session(database.engine, database.settings, wait_seconds=0),
+        ):
+            pass
     assert f"process {pid} of role '{squatter}', application 'a joker', holds the lock" in str(refused.value)
     database.migrate()
 

@@ -142,25 +142,26 @@ class Session:
 
 
 @contextmanager
-def open_session(engine: sa.Engine, settings: Settings) -> Iterator[Session]:
+def open_session(engine: sa.Engine, settings: Settings, *, wait_seconds: float = TIMEOUT_SECONDS) -> Iterator[Session]:
     """Open a connection outside the engine's pool that holds the lock of migrations while the block runs.
 
-    Through a pooler, settings and lock would stay with a process that others use: then it can only be read.
+    It waits for another migration for *wait_seconds*. Through a pooler, settings and lock would stay with a process
+    that others use: then it can only be read.
     """
     with engines.temporary_engine(engine) as separate, engines.connect(separate) as connection:
         session = Session(connection, settings)
         if session.is_direct:
             session.run("begin", SETTINGS + _NO_TIMEOUTS)
-            _wait_for_lock(connection)
+            _wait_for_lock(connection, wait_seconds)
         yield session
 
 
-def _wait_for_lock(connection: sa.Connection) -> None:
-    """Wait for the lock of migrations for up to a minute; it ends with the connection.
+def _wait_for_lock(connection: sa.Connection, seconds: float) -> None:
+    """Wait for the lock of migrations for so many seconds; it ends with the connection.
 
     It is polled, because a session that waits in a statement would block a concurrent index build.
     """
-    deadline = time.monotonic() + TIMEOUT_SECONDS
+    deadline = time.monotonic() + seconds
     while True:
         with connection.begin():
             if connection.exec_driver_sql(_TRY_LOCK).scalar_one():

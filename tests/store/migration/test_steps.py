@@ -10,7 +10,6 @@ import pytest
 from catalog import Installation, installation
 from faults import servers
 from history import DELIVERY, ORPHAN, insert_history, new_id, write_until
-from mailglass_reconcile.store.migration import session
 from shapes import SCHEMAS, make_mailglass_tables
 from waiting import wait_until
 
@@ -44,9 +43,8 @@ SELECT a.pid FROM pg_stat_activity AS a JOIN pg_locks AS l ON l.pid = a.pid
 """
 
 
-def test_a_migration_interrupts_an_autovacuum_and_no_writer_fails(slow_vacuum, monkeypatch):
+def test_a_migration_interrupts_an_autovacuum_and_no_writer_fails(slow_vacuum):
     """Postgres cancels it for a session that waits a second; writers give up after half a second, and need not."""
-    monkeypatch.setattr(session, "LOCK_RETRY_SECONDS", 15)
     wait_until(lambda: slow_vacuum.values(AUTOVACUUM), 60)
     stop, written_lines = threading.Event(), []
     with ThreadPoolExecutor() as pool:
