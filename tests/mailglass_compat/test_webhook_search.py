@@ -1,5 +1,7 @@
 """Batches that Mailglass stored before 1.0, whose events do not name their raw webhook."""
 
+import base64
+import os
 import time
 from contextlib import contextmanager
 from uuid import UUID
@@ -13,6 +15,7 @@ import raw_webhooks
 from diagnosing import sweeper
 from mailglass_reconcile import Sent, reconcile, record_send, runtime
 from mailglass_reconcile.mailglass_compat import recipients, webhook_search
+from mailglass_reconcile.mailglass_compat.raw_webhooks import BYTES_AT_ONCE, MAX_BYTES
 from mailglass_reconcile.ops.explanation import explain
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import array_literal
@@ -25,9 +28,18 @@ CONTENTS = "jsonb_array_elements"
 class Batch:
     """A batch of SendGrid; every second event is a bounce of the To, the others are of the Cc."""
 
-    def __init__(self, number: int = 2, *, name: str = "a", ago: float = 300.0, addresses: tuple[str, ...] = (TO, CC)):
+    def __init__(
+        self,
+        number: int = 2,
+        *,
+        name: str = "a",
+        ago: float = 300.0,
+        addresses: tuple[str, ...] = (TO, CC),
+        min_bytes: int = 0,
+    ):
         example = raw_webhooks.payload("sendgrid", "bounced")
         self.at = time.time() - ago
+        self.padding = base64.b64encode(os.urandom(min_bytes * 3 // 4 + 3)).decode()  # it cannot be compressed
         self.ids = [f"{name}{n}==" for n in range(number)]
         self.raw = [
             {**example, "sg_event_id": id_, "sg_message_id": f"{name}{n // 2}.filter1", "email": addresses[n % 2]}
@@ -54,7 +66,7 @@ class Batch:
         """Insert the raw webhook."""
         raw_webhooks.insert(
             connection,
-            {"_batch": self.raw},
+            {"_batch": self.raw, "padding": self.padding},
             id_=raw_webhooks.uuid7(self.at - seconds_before),
             provider="sendgrid",
             at=self.at - seconds_before,
@@ -158,11 +170,10 @@ def test_for_a_role_that_may_not_read_webhooks_the_id_alone_decides(mailglass_db
 @pytest.mark.parametrize("is_gone", [True, False])
 def test_an_event_waits_until_every_webhook_that_may_be_its_own_was_read(mailglass_db, monkeypatch, is_gone):
     """Here one at a time, the newest first: each sweep continues where the one before has stopped."""
-    monkeypatch.setattr("mailglass_reconcile.mailglass_compat.raw_webhooks.BYTES_AT_ONCE", 1)
-    batch = Batch(1, addresses=(CC, CC))
+    batch = Batch(1, addresses=(CC, CC), min_bytes=BYTES_AT_ONCE)
     factories.insert(mailglass_db, batch.deliveries, batch.events)
     for number in range(4):
-        Batch(name=f"other{number}-", ago=301 + number).insert_raw(mailglass_db)
+        Batch(name=f"other{number}-", ago=301 + number, min_bytes=BYTES_AT_ONCE).insert_raw(mailglass_db)
     if not is_gone:
         batch.insert_raw(mailglass_db, seconds_before=500)
     with reading(mailglass_db, monkeypatch, size=1) as contents:
@@ -217,10 +228,9 @@ def test_a_send_leaves_an_event_whose_webhook_was_not_read_to_the_next_sweep(mai
     assert counts() == (0, 0, 1, 0)
 
 
-def test_an_event_whose_webhook_is_too_large_or_gone_is_linked_by_the_first_sweep(mailglass_db, monkeypatch):
+def test_an_event_whose_webhook_is_too_large_or_gone_is_linked_by_the_first_sweep(mailglass_db):
     """Nothing readable is left that may be its own."""
-    monkeypatch.setattr("mailglass_reconcile.mailglass_compat.raw_webhooks.MAX_BYTES", 400)
-    Batch(20).insert(mailglass_db)
+    Batch(20, min_bytes=MAX_BYTES).insert(mailglass_db)
     gone = Batch(1, name="gone", ago=200)
     factories.insert(mailglass_db, gone.deliveries, gone.events)
     assert counts() == (21, 21, 0, 0)

@@ -17,8 +17,9 @@ from bench.filling import fill
 from mailglass_reconcile import key_rule, reconcile
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.store import engines
-from mailglass_reconcile.sweep import reading, reconciler
-from mailglass_reconcile.sweep.reading import ChunkReader
+from mailglass_reconcile.store.database import with_retries
+from mailglass_reconcile.sweep import reconciler
+from mailglass_reconcile.sweep.reading import ChunkReader, match_slice
 
 
 def test_a_type_of_a_megabyte_is_linked_and_its_message_stays_small(db, subscriber):
@@ -108,12 +109,10 @@ def test_after_a_slow_transaction_fewer_orphans_are_read_at_once_and_more_again_
     assert sizes == [1_000, 500, 500, 1_000, 2_000, 4_000, 4_000]
 
 
-def test_orphans_of_a_slice_are_read_chunk_by_chunk(db, monkeypatch):
+def test_orphans_of_a_slice_are_read_chunk_by_chunk(db):
     """None is left out, and each is read once."""
-    monkeypatch.setattr(reading, "FIRST_CHUNK", 3)
-    monkeypatch.setattr(reading, "LEAST_CHUNK", 3)
-    monkeypatch.setattr(reading, "MOST_CHUNK", 3)
     factories.insert_pairs(db, 10)
+    ids = [row.id for row in db.rows("SELECT event_id::text AS id FROM mailglass_open_orphans")]
     read_at_once = []
 
     def note(connection, cursor, statement, parameters, context, many):
@@ -121,9 +120,13 @@ def test_orphans_of_a_slice_are_read_chunk_by_chunk(db, monkeypatch):
             read_at_once.append(parameters["event_ids"].count(",") + 1)
 
     sa.event.listen(db.engine, "before_cursor_execute", note)
-    assert reconcile().linked == 10
+    with db.database.connect() as connected:
+        reader = ChunkReader(connected, lambda: 60_000, lambda: False)
+        reader.size = 3
+        matches = match_slice(reader, ids, with_retries, of_any_age=False).matches
     sa.event.remove(db.engine, "before_cursor_execute", note)
-    assert read_at_once == [3, 3, 3, 1]
+    assert [match.orphan.event_id for match in matches] == ids
+    assert read_at_once == [3, 7], "the second chunk has at least the least size"
 
 
 RAW_WEBHOOKS = """

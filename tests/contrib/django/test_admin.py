@@ -156,7 +156,7 @@ def _admin():
 
 
 @pytest.mark.slow
-def test_lists_are_filtered_among_the_newest_and_among_what_a_search_has_found(db, site, rows, monkeypatch):
+def test_lists_are_filtered_among_the_newest_and_among_what_a_search_has_found(db, site, rows):
     """Filters are the last event and the state; the query string takes no other."""
     bounced = factories.delivery(db, "m-9", tenant_id="globex", last_event_type="bounced", provider="SendGrid")
     lost = factories.orphan(db, factories.sendgrid("m-8"), tenant_id="globex")
@@ -168,8 +168,9 @@ def test_lists_are_filtered_among_the_newest_and_among_what_a_search_has_found(d
         assert read_listed_ids(site, f"delivery/?{query}") == set(), query
     assert read_listed_ids(site, "openorphan/?is=unmatched") == {rows["orphan"]}
     assert read_listed_ids(site, "openorphan/?is=unseen") == {uuid.UUID(lost)}
-    newest = factories.delivery(db, "m-7", id="ffffffff-0000-4000-8000-000000000000", last_event_type="bounced")
-    monkeypatch.setattr(_admin(), "LIMIT", 1)
+    ids = [f"ffffffff-0000-4000-8000-{number:012d}" for number in range(_admin().LIMIT)]
+    factories.insert(db, [factories.delivery_row(None, id=id_) for id_ in ids])
+    newest = factories.delivery(db, "m-7", id="ffffffff-0000-4000-9000-000000000000", last_event_type="bounced")
     assert read_listed_ids(site, "delivery/?last=bounced") == {uuid.UUID(newest)}
     assert read_listed_ids(site, "delivery/?last=bounced&q=m-9") == {uuid.UUID(bounced)}
     page = site.get(f"{PLACE}/delivery/").content.decode()
