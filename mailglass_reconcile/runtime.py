@@ -15,6 +15,7 @@ from uuid import UUID
 
 from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError, set_local_names
 from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store.limits import LIMITS, Limits
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -35,6 +36,7 @@ class _Configuration:
     engine: sa.Engine | None = None
     redis: redis_py.Redis | None = None
     settings: Settings | None = None
+    limits = LIMITS
 
 
 class _FrameworkConfiguration:
@@ -134,7 +136,18 @@ def database() -> Database:
     """Return this process's database, the engine with the settings, without connecting."""
     from mailglass_reconcile.store.database import Database  # noqa: PLC0415 - loading it takes long
 
-    return Database(get_engine(), get_settings())
+    return Database(get_engine(), get_settings(), get_limits())
+
+
+def get_limits() -> Limits:
+    """Return the limits of the work on this process's database."""
+    return _Configuration.limits
+
+
+def set_limits(limits: Limits) -> None:
+    """Replace the limits of the work on this process's database."""
+    _Configuration.limits = limits
+    database.cache_clear()
 
 
 def get_engine() -> sa.Engine:

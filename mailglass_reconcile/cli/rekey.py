@@ -9,8 +9,6 @@ from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.store import schema, stored_keys
 from mailglass_reconcile.store.database import NIL, OpenConnection
 
-BATCH_ROWS = 5_000
-
 
 @click.command(epilog="Example: mailglass-reconcile rekey")
 def rekey() -> None:
@@ -26,11 +24,11 @@ def rekey() -> None:
 
 
 def _clear_all_keys(connected: OpenConnection) -> int:
-    count, after = 0, NIL
+    count, after, size = 0, NIL, connected.limits.batch_rows
     while True:
         with connected.writing() as tx:
-            event_ids = stored_keys.clear(tx, after, BATCH_ROWS)
+            event_ids = stored_keys.clear(tx, after, size)
         count += len(event_ids)
-        if len(event_ids) < BATCH_ROWS:
+        if len(event_ids) < size:
             return count
         after = event_ids[-1]

@@ -16,16 +16,13 @@ from mailglass_reconcile.store import handled_types, outbox
 from mailglass_reconcile.store.database import NIL, Database, OpenConnection, with_retries
 from mailglass_reconcile.store.handled_types import Registered, Registration
 
-BATCH = 5_000
-"""Jobs that are changed in one transaction."""
-
 
 def retry(database: Database, event_id: UUID | None = None, handler: str | None = None) -> int:
     """Make dead and failing jobs due now, dead ones as if they were new; return their number.
 
     All, or those of an event, of a handler, or of both. What is done stays done.
     """
-    selection = {"event_id": None if event_id is None else str(event_id), "handler": handler, "size": BATCH}
+    selection = {"event_id": None if event_id is None else str(event_id), "handler": handler}
     with database.connect() as connected:
         return connected.in_batches(outbox.RETRY, selection)
 
@@ -102,9 +99,10 @@ def forget(database: Database, type_: str | None, handler: str | None) -> int:
     Jobs that wait under the old name of a renamed handler get its new name first. It raises an error while a dispatcher
     runs one of them.
     """
-    selection = {"type": type_, "handler": handler, "size": BATCH}
+    selection = {"type": type_, "handler": handler}
     with database.connect() as connected:
-        while _rename_waiting(connected) >= BATCH:  # those of several old names are counted together
+        # Jobs of several old names are counted together.
+        while _rename_waiting(connected) >= database.limits.batch_rows:
             pass
         with connected.writing() as tx:
             is_renamed = any(row.renamed_to for row in handled_types.load_registered(tx, type_=type_, handler=handler))
@@ -123,7 +121,7 @@ def forget(database: Database, type_: str | None, handler: str | None) -> int:
 def _rename_waiting(connected: OpenConnection) -> int:
     def rename_jobs() -> int:
         with connected.writing() as tx:
-            return outbox.rename_waiting(tx, BATCH)
+            return outbox.rename_waiting(tx, tx.limits.batch_rows)
 
     return with_retries(rename_jobs)
 
@@ -147,7 +145,7 @@ def rename(database: Database, old: str, new: str) -> int:
 
         def rename_jobs(after: str) -> tuple[int, str | None]:
             with connected.writing() as tx:
-                return outbox.rename(tx, old, after, BATCH)
+                return outbox.rename(tx, old, after, tx.limits.batch_rows)
 
         with_retries(rename_registrations)
         after: str | None = NIL

@@ -9,6 +9,7 @@ its connection, takes no other job with it, and what the database holds decides.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from mailglass_reconcile.store import handled_types, outbox, runs
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import SessionTransaction
 from mailglass_reconcile.store.handled_types import Registration
+from mailglass_reconcile.store.limits import Limits
 from mailglass_reconcile.store.outbox import Claim, Failure, Job
 from mailglass_reconcile.store.runs import Origin, Run
 
@@ -38,8 +40,6 @@ T = TypeVar("T")
 
 CONTENTION_PAUSES = (0.02, 0.1, 0.5)
 IDLE_SECONDS = 60.0
-REGISTER_SECONDS = 60.0
-"""Seconds after which a dispatcher registers its handlers again."""
 RENAMED_JOBS = 1_000
 """Jobs of renamed handlers that a registration gives their new name."""
 
@@ -85,7 +85,7 @@ def dispatch_within(seconds: float | None, origin: Origin = "python") -> Dispatc
     """Dispatch, but claim no more jobs after *seconds*; None is no limit. The history of runs keeps the *origin*."""
     runtime.load_imports()
     registrations = registration.own_registrations()
-    dispatcher = _Dispatcher(runtime.get_settings(), registrations, seconds)
+    dispatcher = _Dispatcher(runtime.get_settings(), runtime.get_limits(), registrations, seconds)
     if not registrations:
         return dispatcher.result
     with telemetry.span("dispatch") as span:
@@ -109,14 +109,16 @@ class _Attempt(NamedTuple):
 class _Dispatcher:
     """One dispatcher; `result` has the counts so far."""
 
-    def __init__(self, settings: Settings, registrations: list[Registration], seconds: float | None) -> None:
+    def __init__(
+        self, settings: Settings, limits: Limits, registrations: list[Registration], seconds: float | None
+    ) -> None:
         self.result = DispatchResult()
-        self._settings = settings
+        self._settings, self._limits = settings, limits
         # Shuffled, so that several dispatchers start with different handlers.
         self._turns = random.sample(registrations, len(registrations))
         self._began = time.monotonic()
         self._seconds = seconds
-        self._registered_at = -REGISTER_SECONDS
+        self._registered_at = -math.inf
 
     def run(self, begin: Begin) -> None:
         """Run jobs until none is due."""
@@ -153,7 +155,7 @@ class _Dispatcher:
 
         Jobs that wait under the old name of a renamed handler get its new name.
         """
-        if time.monotonic() - self._registered_at < REGISTER_SECONDS:
+        if time.monotonic() - self._registered_at < self._limits.register_seconds:
             return
 
         def action(handler_tx: HandlerTransaction) -> list[Registration]:
@@ -175,7 +177,7 @@ class _Dispatcher:
             with begin() as handler_tx, self._start(handler_tx, job) as started:
                 if not started:
                     return None
-                execution.call_handler(handler, handler_tx.connection, event)
+                execution.call_handler(handler, handler_tx.connection, event, self._limits.handler_seconds)
         except Exception as error:  # an application's handler may fail in any way, which costs that job only
             if execution.is_contention(error):
                 return _Attempt(job, type(error).__name__, contended=True)
@@ -188,7 +190,7 @@ class _Dispatcher:
     def _start(self, handler_tx: HandlerTransaction, job: Job) -> Iterator[bool]:
         """Mark a job done and limit its transaction to the block; yield False if another dispatcher has the job."""
         tx = SessionTransaction(handler_tx.connection, self._settings)
-        before = outbox.start(tx, job, execution.HANDLER_SECONDS)
+        before = outbox.start(tx, job, self._limits.handler_seconds)
         yield before is not None
         if before and handler_tx.nested:
             tx.set(before)

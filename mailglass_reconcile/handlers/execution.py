@@ -34,9 +34,6 @@ logger = logging.getLogger(__name__)
 
 log_throttle = LogThrottle()
 
-HANDLER_SECONDS = 30
-"""Seconds that each statement of a handler may take, and all of a handler's work on an event."""
-
 
 class HandlerTransaction(NamedTuple):
     """The transaction of one handler, on the `connection` that the handler gets.
@@ -131,11 +128,11 @@ def open_connection() -> AbstractContextManager[Begin]:
     return (runtime.framework_handlers_connection() or from_engine)()
 
 
-def call_handler(handler: RegisteredHandler, connection: sa.Connection, event: DeliveryEvent) -> None:
-    """Call a handler; raise an error if it returned a coroutine or generator, or took too long."""
+def call_handler(handler: RegisteredHandler, connection: sa.Connection, event: DeliveryEvent, seconds: float) -> None:
+    """Call a handler; raise an error if it returned a coroutine or generator, or took longer than *seconds*."""
     began = time.monotonic()
     _require_finished(handler.function(connection, event))
-    if time.monotonic() - began > HANDLER_SECONDS:
+    if time.monotonic() - began > seconds:
         raise TimeoutError
 
 

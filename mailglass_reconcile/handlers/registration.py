@@ -19,12 +19,7 @@ from mailglass_reconcile.store.outbox import NewJob
 
 logger = logging.getLogger(__name__)
 
-PAGE = 5_000
-"""Rows of the ledger that are read, and of the outbox that are written, in one transaction."""
 MISSED_DAYS = 7
-MOST_MISSED = 10_000
-"""At most this many events that a new handler missed are counted, within `MISSED_SECONDS`."""
-MISSED_SECONDS = 5.0
 
 
 def own_registrations() -> list[Registration]:
@@ -60,21 +55,22 @@ def log_missed(database: Database, new_registrations: Sequence[Registration]) ->
     """Log how many events of the last days each new handler has missed, and the command that enqueues them."""
     if not new_registrations:
         return
-    stop = time.monotonic() + MISSED_SECONDS
+    limits = database.limits
+    stop = time.monotonic() + limits.missed_seconds
     numbers = Counter[Registration]()
     complete = True
     try:
         with database.connect() as connected:
             for jobs in missed_pages(connected, new_registrations, MISSED_DAYS * 86_400):
                 numbers.update(Registration(job.handler, job.type) for job in jobs)
-                complete = numbers.total() <= MOST_MISSED and time.monotonic() < stop
+                complete = numbers.total() <= limits.most_missed and time.monotonic() < stop
                 if not complete:
                     break
     except MailglassReconcileError as error:
         logger.warning("cannot count the events that new handlers have missed: %s", error)
         return
     for registration, number in sorted(numbers.items()):
-        events = pluralize(min(number, MOST_MISSED), f"{registration.type} event")
+        events = pluralize(min(number, limits.most_missed), f"{registration.type} event")
         logger.warning(
             "handler %s is new: %s of the last %d days had no such handler; to run it on them, run as the"
             " owner of the tables: %s --replay %s --since %dd --handler %s",
@@ -98,7 +94,7 @@ def missed_pages(
     bounds = uuid7_bounds(seconds)
     while True:
         with connected.reading() as tx:
-            page = handled_types.missed(tx, registrations, **bounds, size=PAGE)
+            page = handled_types.missed(tx, registrations, **bounds, size=tx.limits.batch_rows)
         if page.last is None:
             return
         yield page.jobs

@@ -33,15 +33,9 @@ if TYPE_CHECKING:
 LoadEvents = Callable[[Transaction, ListFilter, str | None, int], list[ListedEvent]]
 
 MAX_CHUNK = 2_000
-MAX_ORPHANS_READ = 20_000
-"""Open orphans whose types one page compares, because only the ledger has them: about half a second."""
-MAX_COUNTED = 100_000
-"""Open orphans that are counted by cause: a quarter of a second, or two if all are tenant mismatches."""
 MAX_WITHOUT_KEYS = 2_000
 """Among so many newest open orphans, those that no sweep has checked are matched now."""
 TIMEOUT_MS = 24_000
-MAX_EVENTS_READ = 5_000
-"""Orphans of the ledger, reconciled ones too, that one page of expired ones reads."""
 SAMPLED_ORPHANS = 5_000
 """The newest open orphans, among which tenant mismatches are looked for."""
 SAMPLED_OF_EACH = 5
@@ -85,7 +79,7 @@ class OrphanPage:
             and for expired ones.
         causes: If they were counted: how many orphans pass on all pages, by cause, the most first.
         total: If they were counted: how many orphans pass on all pages.
-        at_least: True if the numbers are lower bounds, because only `MAX_COUNTED` orphans were read.
+        at_least: True if the numbers are lower bounds, because only `Limits.most_counted` orphans were read.
     """
 
     orphans: list[ListedEvent] = field(default_factory=list)
@@ -122,8 +116,8 @@ def load_page(
 
     States, providers and message ids are as stored; orphans that no sweep has checked have none. Expired orphans are
     listed only if the filter asks for them: they are matched now, and come tenant by tenant, the oldest first. With a
-    filter by type, a page ends after it has read `MAX_ORPHANS_READ` open orphans or `MAX_EVENTS_READ` rows of the
-    ledger, even if it is not full.
+    filter by type, a page ends after it has read `Limits.most_orphans_read` open orphans or `Limits.most_events_read`
+    rows of the ledger, even if it is not full.
 
     With *with_counts*, all orphans that pass are counted by cause: from the counts of the last full sweep if they can
     answer the filter, else now, in one pass. A filter by type, which only the ledger has, and expired orphans are not
@@ -138,18 +132,19 @@ def load_page(
         if after and not listing.has_event(tx, after):
             raise LookupError(f"the ledger has no event {after}")
         if filters.state == EXPIRED:
-            return _fill_page(tx, filters, limit, after, _load_expired, MAX_EVENTS_READ)
+            return _fill_page(tx, filters, limit, after, _load_expired, tx.limits.most_events_read)
         max_ages = (60 * tx.settings.max_age_minutes, filters.max_age_seconds)
         filters = replace(filters, max_age_seconds=min(age for age in max_ages if age is not None))
-        page = _fill_page(tx, filters, limit, after, listing.load_newest, MAX_ORPHANS_READ)
+        page = _fill_page(tx, filters, limit, after, listing.load_newest, tx.limits.most_orphans_read)
         page.orphans = _match(tx, page.orphans)
         history = runs.load_history(tx)
         page.as_of = history.counted_at
         if with_counts and filters.type is None:
             causes = _count_by_last_sweep(tx, history.groups, filters)
-            page.causes = listing.count_causes(tx, filters, MAX_COUNTED) if causes is None else causes
+            most = tx.limits.most_counted
+            page.causes = listing.count_causes(tx, filters, most) if causes is None else causes
             page.total = sum(cause.number for cause in page.causes)
-            page.at_least = causes is None and page.total >= MAX_COUNTED
+            page.at_least = causes is None and page.total >= most
         return page
 
 
@@ -176,7 +171,7 @@ def _count_by_last_sweep(
     ]
     causes = break_down(tx, passing)
     if filters.state in (None, WAITING):
-        causes += listing.count_causes(tx, replace(filters, state=WAITING), MAX_COUNTED)
+        causes += listing.count_causes(tx, replace(filters, state=WAITING), tx.limits.most_counted)
     return sorted(causes, key=lambda cause: -cause.number)
 
 
@@ -241,7 +236,7 @@ def find_newest(
     message_ids: Collection[str] = (),
     tenant_id: str | None = None,
     limit: int,
-    read_limit: int = MAX_COUNTED,
+    read_limit: int | None = None,
 ) -> NewestOrphans:
     """Return the open orphans that name one of the message ids or the recipient, the newest first.
 
@@ -253,8 +248,9 @@ def find_newest(
         message_ids: Ids of messages, in each spelling.
         tenant_id: Only this tenant; None is all tenants.
         limit: At most this many are returned.
-        read_limit: At most this many are counted.
+        read_limit: At most this many are counted; None is `Limits.most_counted`.
     """
+    read_limit = read_limit or tx.limits.most_counted
     unread_ids, all_read = _find_without_keys(tx, recipient, message_ids)
     selections = [
         ListFilter(

@@ -27,10 +27,6 @@ from mailglass_reconcile.sweep.reading import ChunkReader, match_slice
 
 logger = logging.getLogger(__name__)
 
-BATCH_ROWS = 5_000
-RETENTION_ROWS = 1_000
-"""Events that one transaction scans; it also deletes the other events of their deliveries."""
-
 PruneStep = Callable[[OpenConnection], int]
 """One step of a prune; it commits its batches itself, and returns how many rows it removed or repaired."""
 
@@ -153,9 +149,9 @@ class _Prune:
         for state in ("done", "dead"):
             yield f"jobs_{state}", _make_delete_step(outbox.DELETE_OLD, days[f"jobs_{state}"], state=state)
         yield "expired", self._expire
-        yield "added", lambda connected: repair.add_missing(connected, BATCH_ROWS)
-        yield "settled", lambda connected: repair.remove_closed(connected, BATCH_ROWS)
-        yield "ids", lambda connected: repair.remove_stray_ids(connected, BATCH_ROWS)
+        yield "added", repair.add_missing
+        yield "settled", repair.remove_closed
+        yield "ids", repair.remove_stray_ids
         yield "events", self._delete_events
         yield "deliveries", self._delete_deliveries
         yield "history", runs.fold_old
@@ -164,7 +160,7 @@ class _Prune:
         """Remove expired orphans, and count those with a delivery; what no sweep has checked is matched for that."""
         # Counted as they go, here and below: what is committed counts even if a later batch fails.
         reader = ChunkReader(connected, lambda: STATEMENT_TIMEOUT_MS, lambda: False)
-        for removed in repair.remove_expired(connected, BATCH_ROWS):
+        for removed in repair.remove_expired(connected):
             self.result.expired += removed.orphans
             self._expired_with_delivery += removed.named
             matches = match_slice(reader, removed.without_keys, with_retries, of_any_age=True).matches
@@ -173,13 +169,13 @@ class _Prune:
 
     def _delete_events(self, connected: OpenConnection) -> int:
         if (days := self._settings.retention_events_days) is not None:
-            for deleted in retention.delete_events(connected, days, RETENTION_ROWS):
+            for deleted in retention.delete_events(connected, days):
                 self.result.events += deleted
         return 0
 
     def _delete_deliveries(self, connected: OpenConnection) -> int:
         if (days := self._settings.retention_deliveries_days) is not None:
-            for deleted in retention.delete_deliveries(connected, days, BATCH_ROWS):
+            for deleted in retention.delete_deliveries(connected, days):
                 self.result.deliveries += deleted
         return 0
 
@@ -238,6 +234,6 @@ def _make_delete_step(statement: str, days: int | None, **parameters: str) -> Pr
     def delete(connected: OpenConnection) -> int:
         if days is None:
             return 0
-        return connected.in_batches(statement, {"days": days, "size": BATCH_ROWS, **parameters})
+        return connected.in_batches(statement, {"days": days, **parameters})
 
     return delete

@@ -22,7 +22,6 @@ from mailglass_reconcile.store.runs import OpenGroup
 LAST_RUNS = 5
 OVERVIEW_ROWS = 10
 """The last runs and the latest links of the overview."""
-FAST_TIMEOUT_MS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +117,7 @@ class Overview:
 
 def load_findings(database: Database, max_lag_seconds: float = LATE_SECONDS) -> list[Finding]:
     """Return the findings of the fast checks, the most severe first, at a cost independent of the open orphans."""
-    with database.reading(FAST_TIMEOUT_MS) as tx:
+    with database.reading(database.limits.fast_timeout_ms) as tx:
         return checks.run_fast(CheckContext(tx, max_lag_seconds))
 
 
@@ -152,7 +151,7 @@ def load_status(
 
 def load_overview(database: Database, *, seconds: int) -> Overview:
     """Return the overview, with charts of the last *seconds*; at a cost independent of the open orphans."""
-    with database.reading(FAST_TIMEOUT_MS) as tx:
+    with database.reading(database.limits.fast_timeout_ms) as tx:
         schema.require_migrated(tx)
         context = CheckContext(tx)
         health = _health(context)
@@ -173,7 +172,7 @@ def load_overview(database: Database, *, seconds: int) -> Overview:
 
 def load_health(database: Database) -> Health:
     """Run the fast checks; their cost does not depend on the number of open orphans."""
-    with database.reading(FAST_TIMEOUT_MS) as tx:
+    with database.reading(database.limits.fast_timeout_ms) as tx:
         schema.require_migrated(tx)
         return _health(CheckContext(tx))
 

@@ -42,6 +42,7 @@ from mailglass_reconcile.store import engines, ledger, open_orphans
 from mailglass_reconcile.store.database import OpenConnection, Transaction
 from mailglass_reconcile.store.engines import as_session
 from mailglass_reconcile.store.ledger import ClaimedEvent
+from mailglass_reconcile.store.limits import Limits
 from mailglass_reconcile.sweep.halving import RowFailure, run_halved
 from mailglass_reconcile.sweep.link import ExtraMetadata, Pairs
 from mailglass_reconcile.sweep.matcher import match_orphans, unchecked_metadata
@@ -50,7 +51,6 @@ logger = logging.getLogger(__name__)
 
 MAX_WAITING_IDS = 100_000
 """Events to broadcast and ids to look up that wait in memory at most; the actions of further calls are dropped."""
-IDS_PER_BATCH = 5_000
 GATHER_SECONDS = 0.02
 """The first call waits this long for others, to share one look-up: calls in a row cost a quarter less."""
 ATTEMPTS = 10
@@ -215,7 +215,7 @@ def _run_on_connection(actions: Sequence[AfterCommitAction], connected: OpenConn
     events = [(action, id_) for action in actions for id_ in action.events]
     asked = [_Asked(action, look_up) for action in actions for look_up in action.look_ups]
     to_repeat: dict[AfterCommitAction, list[LookUp]] = defaultdict(list)
-    half = IDS_PER_BATCH // 2
+    half = connected.limits.ids_per_batch // 2
     for start in range(0, max(len(events), len(asked)), half):
         part = slice(start, start + half)
         for action, look_up in _run_part(connected, events[part], asked[part]):
@@ -314,10 +314,10 @@ class _Connections:
     def _run(
         self, engine: sa.Engine, action: Callable[[OpenConnection], list[AfterCommitAction]]
     ) -> list[AfterCommitAction]:
-        settings = runtime.get_settings()
+        settings, limits = runtime.get_settings(), runtime.get_limits()
         was_open = engine.pool in self._open
         try:
-            return action(OpenConnection(self._connect(engine), settings))
+            return action(OpenConnection(self._connect(engine), settings, limits))
         except DBAPIError as error:
             self._close(engine.pool)
             if not (was_open and is_transient(error)):
@@ -325,7 +325,7 @@ class _Connections:
         except BaseException:
             self._close(engine.pool)
             raise
-        return action(OpenConnection(self._connect(engine), settings))
+        return action(OpenConnection(self._connect(engine), settings, limits))
 
     def _connect(self, engine: sa.Engine) -> sa.Connection:
         if engine.pool not in self._open:
@@ -371,7 +371,7 @@ _connections = _Connections()
 _queue = Queue(
     _run_actions,
     limit=MAX_WAITING_IDS,
-    batch=IDS_PER_BATCH,
+    batch=Limits.ids_per_batch,
     size=attrgetter("size"),
     delay=GATHER_SECONDS,
     close=_connections.close,

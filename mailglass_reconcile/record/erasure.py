@@ -24,8 +24,6 @@ from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import NIL, Database, Transaction
 from mailglass_reconcile.store.personal_data import PersonFilter
 
-BATCH_ROWS = 5_000
-
 APPLICATION_METADATA = (
     "metadata that your application gave to append, to record_webhook, or to record_send for other recipients, and"
     " idempotency keys that it gave to append"
@@ -110,7 +108,7 @@ def erase(connection: sa.Connection | Session, *, recipient: str, tenant_id: str
         TypeError: *connection* is something else.
     """
     target = validate_erasure(recipient, tenant_id)
-    with use_caller_transaction(connection, runtime.get_settings()) as tx:
+    with use_caller_transaction(connection, runtime.get_settings(), runtime.get_limits()) as tx:
         return _erase(lambda: nullcontext(tx), target)
 
 
@@ -148,10 +146,11 @@ def _erase(begin: Begin, target: ErasureTarget, *, dry_run: bool = False) -> Era
 def _erase_deliveries(begin: Begin, target: ErasureTarget, *, dry_run: bool) -> int:
     """Erase the deliveries batch by batch, and return their number; our index has no order in which to page them."""
     with begin() as tx:
+        size = tx.limits.batch_rows
         ids = [row[0] for row in personal_data.find_deliveries(tx, target.person) if target.is_recipient(tx, row)]
-    for start in () if dry_run else range(0, len(ids), BATCH_ROWS):
+    for start in () if dry_run else range(0, len(ids), size):
         with begin() as tx:  # all writers lock deliveries in the order of ids
-            personal_data.erase_deliveries(tx, deliveries.lock(tx, ids[start : start + BATCH_ROWS]))
+            personal_data.erase_deliveries(tx, deliveries.lock(tx, ids[start : start + size]))
     return len(ids)
 
 
@@ -168,11 +167,12 @@ def _erase_pages(
     erased, after = 0, NIL
     while True:
         with begin() as tx:
-            page = read(tx, person, after, BATCH_ROWS)
+            size = tx.limits.batch_rows
+            page = read(tx, person, after, size)
             matching = [row[0] for row in page if matches(tx, row)]
             if matching and not dry_run:
                 erase_rows(tx, matching)
         erased += len(matching)
-        if len(page) < BATCH_ROWS:
+        if len(page) < size:
             return erased
         after = page[-1][0]

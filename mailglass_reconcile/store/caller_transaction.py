@@ -18,6 +18,7 @@ from mailglass_reconcile.errors import ConfigurationError, attach_role, database
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import OpenConnection, Transaction, is_schema_error, require_revision
+from mailglass_reconcile.store.limits import LIMITS, Limits
 from mailglass_reconcile.store.script import SCOPE
 
 UTF8 = ("UTF8", "UNICODE")
@@ -27,9 +28,9 @@ UTF8 = ("UTF8", "UNICODE")
 class CallerTransaction(Transaction):
     """A caller's transaction: functions are called in it, and statements run under a savepoint and our settings."""
 
-    def __init__(self, connection: sa.Connection, settings: Settings) -> None:
+    def __init__(self, connection: sa.Connection, settings: Settings, limits: Limits) -> None:
         """Use *connection*, which is in a transaction, on the tables that *settings* name."""
-        super().__init__(connection, settings)
+        super().__init__(connection, settings, limits)
         self._savepoint: sa.NestedTransaction | None = None
         self._caller_settings: dict[str, str] = {}
 
@@ -59,7 +60,7 @@ class CallerTransaction(Transaction):
 
 
 @contextmanager
-def use_caller_transaction(handle: object, settings: Settings) -> Iterator[Transaction]:
+def use_caller_transaction(handle: object, settings: Settings, limits: Limits = LIMITS) -> Iterator[Transaction]:
     """Use a caller's transaction.
 
     *handle* is a SQLAlchemy Connection or Session in a transaction. If the block raises, nothing of it is left, and the
@@ -69,7 +70,7 @@ def use_caller_transaction(handle: object, settings: Settings) -> Iterator[Trans
     with database_errors():
         connection = handle if isinstance(handle, sa.Connection) else engines.session_connection(handle)
         _require_usable(connection)
-        tx = CallerTransaction(connection, settings)
+        tx = CallerTransaction(connection, settings, limits)
         try:
             yield tx
             tx.release()

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache, lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, cast
 
 import sqlalchemy as sa
@@ -35,6 +36,7 @@ from mailglass_reconcile.errors import (
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines, location, revision, script
 from mailglass_reconcile.store.engines import ISOLATION
+from mailglass_reconcile.store.limits import LIMITS, Limits
 from mailglass_reconcile.store.location import SchemaTables
 from mailglass_reconcile.store.script import SCOPE
 
@@ -138,9 +140,10 @@ class SessionTransaction:
     search_path is set: they name every function and type with its schema, and have no operator.
     """
 
-    def __init__(self, connection: sa.Connection, settings: Settings) -> None:
+    def __init__(self, connection: sa.Connection, settings: Settings, limits: Limits = LIMITS) -> None:
         self.connection = connection
         self.settings = settings
+        self.limits = limits
         self.schema = settings.database_schema
         self._infers_types = connection.dialect.driver.startswith("psycopg")
 
@@ -308,9 +311,10 @@ def _psycopg() -> sa.Dialect:
 class OpenConnection:
     """An open connection, on which the kinds of transactions of this package can begin."""
 
-    def __init__(self, connection: sa.Connection, settings: Settings) -> None:
+    def __init__(self, connection: sa.Connection, settings: Settings, limits: Limits = LIMITS) -> None:
         self.connection = connection
         self.settings = settings
+        self.limits = limits
 
     def reading(self, timeout_ms: int = STATEMENT_TIMEOUT_MS) -> AbstractContextManager[Transaction]:
         """Begin a read-only transaction on one snapshot (REPEATABLE READ).
@@ -340,7 +344,7 @@ class OpenConnection:
         if self.connection.get_execution_options().get("isolation_level") != ISOLATION:
             self.connection.execution_options(isolation_level=ISOLATION)
         with self.connection.begin():
-            yield SessionTransaction(self.connection, self.settings)
+            yield SessionTransaction(self.connection, self.settings, self.limits)
 
     @contextmanager
     def _begin(
@@ -355,7 +359,7 @@ class OpenConnection:
         # A connection that was lost and reopened has the server's default isolation level again.
         self.connection.execution_options(isolation_level=isolation)
         with self.connection.begin():
-            tx = Transaction(self.connection, self.settings)
+            tx = Transaction(self.connection, self.settings, self.limits)
             scope = {
                 **SCOPE,
                 "client_encoding": "UTF8",
@@ -376,25 +380,27 @@ class OpenConnection:
             cast("Any", self.connection.connection.dbapi_connection).cancel()
 
     def in_batches(self, statement: str, parameters: Mapping[str, Any]) -> int:
-        """Repeat a statement that changes at most `parameters["size"]` rows, each time in its own transaction.
+        """Repeat a statement that changes at most `:size` rows, a batch, each time in its own transaction.
 
         Stop when it changes fewer rows than that, and return the number of all changed rows.
         """
-        changed = 0
+        changed, size = 0, self.limits.batch_rows
         while True:
             with self.writing() as tx:
-                rows: int = tx.execute(statement, parameters).rowcount
+                rows: int = tx.execute(statement, {**parameters, "size": size}).rowcount
             changed += rows
-            if rows < parameters["size"]:
+            if rows < size:
                 return changed
 
     def in_pages(
-        self, statement: str, cursor: Mapping[str, Any], parameters: Mapping[str, Any]
+        self, statement: str, cursor: Mapping[str, Any], parameters: Mapping[str, Any] = MappingProxyType({})
     ) -> Iterator[dict[str, Any]]:
         """Repeat a statement from a cursor on, each time in its own transaction, and yield its row.
 
         The row has the next cursor, and counts or ids. After the last page there is no row, or the cursor has None.
+        A page has `:size` rows, a batch unless it is among the parameters.
         """
+        parameters = {"size": self.limits.batch_rows, **parameters}
 
         def next_page() -> sa.RowMapping | None:
             with self.writing() as tx:
@@ -407,17 +413,18 @@ class OpenConnection:
 
 
 class Database:
-    """An installation's database: an engine, and the settings with schema, ages and limits."""
+    """An installation's database: an engine, the settings, and the limits of the work on it."""
 
-    def __init__(self, engine: sa.Engine, settings: Settings) -> None:
+    def __init__(self, engine: sa.Engine, settings: Settings, limits: Limits = LIMITS) -> None:
         self.engine = engine
         self.settings = settings
+        self.limits = limits
 
     @contextmanager
     def connect(self) -> Iterator[OpenConnection]:
         """Open a connection for the block."""
         with database_errors(), engines.connect(self.engine) as connection:
-            connected = OpenConnection(connection, self.settings)
+            connected = OpenConnection(connection, self.settings, self.limits)
             try:
                 yield connected
             except Exception as error:
@@ -440,7 +447,7 @@ class Database:
                 yield None
                 return
             with connection:
-                yield OpenConnection(connection, self.settings)
+                yield OpenConnection(connection, self.settings, self.limits)
 
     @contextmanager
     def reading(self, timeout_ms: int = STATEMENT_TIMEOUT_MS) -> Iterator[Transaction]:

@@ -136,23 +136,23 @@ def format_script(settings: Settings) -> str:
     return _SCRIPT.strip().replace("{statement}", str(compiled).strip())
 
 
-def add_missing(connected: OpenConnection, size: int) -> int:
+def add_missing(connected: OpenConnection) -> int:
     """Add the ledger's open orphans within the maximum age that are missing in our table, and return their number.
 
-    Each *size* rows of the ledger are one transaction. The arrival of an orphan added in this way is the millisecond of
-    its UUIDv7, or else its `inserted_at` read as UTC. One that was linked meanwhile is added too: call `remove_closed`
+    A transaction reads a batch of the ledger. The arrival of an orphan added in this way is the millisecond of its
+    UUIDv7, or else its `inserted_at` read as UTC. One that was linked meanwhile is added too: call `remove_closed`
     afterwards.
     """
     with connected.writing() as tx:
         # The trigger adds newer rows; without this bound, a busy ledger would have no end.
         until = tx.execute(_NEWEST).scalar_one()
-    bounds = {"size": size, "until_time": until, "max_age_minutes": connected.settings.max_age_minutes}
+    bounds = {"until_time": until, "max_age_minutes": connected.settings.max_age_minutes}
     return sum(page["added"] for page in connected.in_pages(_ADD_MISSING, _START, bounds))
 
 
-def remove_closed(connected: OpenConnection, size: int) -> int:
-    """Remove rows whose orphan is linked or missing in the ledger, in pages of *size*, and return their number."""
-    return sum(page["removed"] for page in connected.in_pages(_REMOVE_SETTLED, {"after_id": NIL}, {"size": size}))
+def remove_closed(connected: OpenConnection) -> int:
+    """Remove rows whose orphan is linked or missing in the ledger, batch by batch, and return their number."""
+    return sum(page["removed"] for page in connected.in_pages(_REMOVE_SETTLED, {"after_id": NIL}))
 
 
 class Expired(NamedTuple):
@@ -169,14 +169,14 @@ class Expired(NamedTuple):
     without_keys: list[str]
 
 
-def remove_expired(connected: OpenConnection, size: int) -> Iterator[Expired]:
-    """Remove orphans older than the maximum age, *size* in a transaction, and yield what each has removed."""
-    bounds = {"size": size, "max_age_minutes": connected.settings.max_age_minutes}
+def remove_expired(connected: OpenConnection) -> Iterator[Expired]:
+    """Remove orphans older than the maximum age, and yield what each transaction has removed, a batch."""
+    bounds = {"max_age_minutes": connected.settings.max_age_minutes}
     for page in connected.in_pages(_REMOVE_EXPIRED, {"after_time": "-infinity", "after_id": NIL}, bounds):
         yield Expired(page["orphans"], page["named"], page["without_keys"])
 
 
-def remove_stray_ids(connected: OpenConnection, size: int) -> int:
-    """Remove candidate ids without an open orphan in batches of *size*, and return their number."""
+def remove_stray_ids(connected: OpenConnection) -> int:
+    """Remove candidate ids without an open orphan, batch by batch, and return their number."""
     cursor = {"after_id": NIL, "after_position": -1}
-    return sum(page["removed"] for page in connected.in_pages(_REMOVE_STRAY_IDS, cursor, {"size": size}))
+    return sum(page["removed"] for page in connected.in_pages(_REMOVE_STRAY_IDS, cursor))

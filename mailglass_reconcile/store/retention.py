@@ -87,19 +87,20 @@ def format_least_days(tx: Transaction) -> str:
     )
 
 
-def delete_events(connected: OpenConnection, days: int, size: int) -> Iterator[int]:
+def delete_events(connected: OpenConnection, days: int) -> Iterator[int]:
     """Delete events older than *days* that are linked, attached or expired: all events of a delivery, or none.
 
-    Yield the number of deleted events after each committed batch. A batch scans *size* events and also deletes the
-    other events of their deliveries.
+    Yield the number of deleted events after each committed batch. A batch scans some events and also deletes the other
+    events of their deliveries.
     """
+    size = connected.limits.retention_rows
     return _batches(connected, EVENTS, _PRUNE_EVENTS, days, size, {"after_id": NIL})
 
 
-def delete_deliveries(connected: OpenConnection, days: int, size: int) -> Iterator[int]:
+def delete_deliveries(connected: OpenConnection, days: int) -> Iterator[int]:
     """Delete deliveries older than *days* without events; yields and raises as `delete_events` does."""
     start = {"after_tenant": "", "after_provider": "", "after_time": "-infinity", "after_id": NIL}
-    return _batches(connected, DELIVERIES, _PRUNE_DELIVERIES, days, size, start)
+    return _batches(connected, DELIVERIES, _PRUNE_DELIVERIES, days, connected.limits.batch_rows, start)
 
 
 def _batches(

@@ -27,19 +27,11 @@ from mailglass_reconcile.store.runs import OpenGroup
 
 logger = logging.getLogger(__name__)
 
-MOST_IDS = 500_000
-"""Ids of one part that are in memory at once: 8 MB. What is new beyond them takes another pass."""
 IDS_PER_ROW = 8_000
-SMALL_BYTES = 2**21
-"""An open-orphans table of this size is always read along its index of arrival."""
-FEW = 20_000
-"""So many orphans are counted along the index of arrival; of more, the number follows from the table's size."""
 ROW_BYTES = 250
 """About as much of the open-orphans table belongs to one orphan."""
 PROBE_US, SCAN_US, PAGE_US = 5.0, 0.5, 10.0
 """Microseconds, as measured: to probe for one orphan's ids; to hash one; to read 8 kB of a table."""
-NAMED_GROUPS = 500
-"""With more tenants, small groups are added up under no name, so that memory stays bounded."""
 
 FIRST = 0
 """The part that is matched first; 1 is what was checked before, and 2 what was refused."""
@@ -339,7 +331,7 @@ def open_window(
     Raises:
         SchemaOutdatedError: The database lacks what this version needs.
     """
-    settings = tx.settings
+    settings, few = tx.settings, tx.limits.few_orphans
     oldest, youngest = ages or (settings.max_age_minutes * 60, settings.grace_seconds)
     parameters = {
         **tx.names_of("events", "open_orphans", "open_orphan_ids", "deliveries"),
@@ -350,13 +342,13 @@ def open_window(
         "youngest": youngest,
         "max_age_minutes": settings.max_age_minutes,
         "counted": counted,
-        "few": FEW,
-        "small": SMALL_BYTES,
+        "few": few,
+        "small": tx.limits.small_bytes,
     }
     row = tx.execute(_WINDOW, parameters).one()
     revision.require(row.version)
-    orphans = max(FEW, row.bytes // ROW_BYTES) if row.few == FEW else row.few or 0
-    by_scans = orphans > FEW // 10 and orphans * PROBE_US > orphans * SCAN_US + float(row.pages) * PAGE_US
+    orphans = max(few, row.bytes // ROW_BYTES) if row.few == few else row.few or 0
+    by_scans = orphans > few // 10 and orphans * PROBE_US > orphans * SCAN_US + float(row.pages) * PAGE_US
     return Window(row.after, row.until, row.triggers, row.indexed, by_scans)
 
 
@@ -388,7 +380,8 @@ def select_orphans(
     if not is_storable_tenant(tenant_id):
         return Selection([], Counter(), Counter())
     with prefer_scans(tx) if window.by_scans else nullcontext():
-        return _to_selection(tx.execute(_SELECT, parameters(tx, window, tenant_id, only, before, most_checked)))
+        rows = tx.execute(_SELECT, parameters(tx, window, tenant_id, only, before, most_checked))
+        return _to_selection(rows, tx.limits.most_ids)
 
 
 def parameters(
@@ -412,8 +405,8 @@ def parameters(
         "before_event": before.event_id,
         "by_scans": window.by_scans,
         "most_checked": most_checked,
-        "named_groups": NAMED_GROUPS,
-        "size": MOST_IDS,
+        "named_groups": tx.limits.named_groups,
+        "size": tx.limits.most_ids,
         "per_row": IDS_PER_ROW,
         "grace_seconds": tx.settings.grace_seconds,
         "ranks": json.dumps(ranks),
@@ -423,7 +416,7 @@ def parameters(
     }
 
 
-def _to_selection(rows: Any) -> Selection:
+def _to_selection(rows: Any, most_ids: int) -> Selection:
     packed: dict[int, list[bytes]] = {}
     last: dict[int, str] = {}
     selection = Selection([], Counter(), Counter())
@@ -437,7 +430,7 @@ def _to_selection(rows: Any) -> Selection:
         selection.selected[group] += row.selected
         selection.left_out[group] += row.orphans - row.selected
     for part in sorted(packed):
-        is_full = part == FIRST and sum(map(len, packed[part])) == 16 * MOST_IDS
+        is_full = part == FIRST and sum(map(len, packed[part])) == 16 * most_ids
         place = Cursor(last[part], packed[part][-1][-16:].hex()) if is_full else None
         selection.parts.append(Part(part, packed[part], place))
     return selection

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from mailglass_reconcile.store.window import NAMED_GROUPS, Group, Selection
+from mailglass_reconcile.store.limits import Limits
+from mailglass_reconcile.store.window import Group, Selection
 from mailglass_reconcile.sweep.link import Batch
 
 
@@ -26,12 +27,13 @@ class SweepCounters:
         closed: The number of orphans that are not open any more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, named_groups: int = Limits.named_groups) -> None:
         self.complete = False
         self.selected = self.unchecked = self.closed = 0
         self.left_out: Counter[Group] = Counter()
         self._unreached: Counter[Group] = Counter()
         self._open: Counter[Group] = Counter()
+        self._named_groups = named_groups
         self._outcomes: Counter[str] = Counter()
 
     def start(self, selection: Selection) -> None:
@@ -61,7 +63,7 @@ class SweepCounters:
     def add_open(self, groups: Iterable[Group]) -> None:
         """Count by state processed orphans that stay open."""
         for group, orphans in Counter(groups).items():
-            is_named = group in self._open or len(self._open) < NAMED_GROUPS
+            is_named = group in self._open or len(self._open) < self._named_groups
             self._open[group if is_named else Group(group.state, None, None)] += orphans
 
     def add_states(self, states: Iterable[str]) -> None:

@@ -61,18 +61,13 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SLICE_ORPHANS = 4_000
-"""Orphans whose keys and match results are in memory at once, of two slices: about 10 MB."""
-MOST_CHECKED = 2_000
-"""Orphans that a recent sweep matches again, at most."""
-
 
 @dataclass(eq=False, kw_only=True)
 class Sweep:
     """One run over open orphans; it connects only when it runs.
 
     Attributes:
-        database: The database, and the settings: grace, maximum age, batch size and deadline.
+        database: The database, its limits, and the settings: grace, maximum age, batch size and deadline.
         publisher: Gets a message for both channels of each committed link; a dry run needs none.
         kind: The kind of run.
         tenant_id: Sweep this tenant's orphans only.
@@ -108,7 +103,7 @@ class Sweep:
 
     def __post_init__(self) -> None:
         """Begin to count: the deadline is that of this moment."""
-        self.counters = SweepCounters()
+        self.counters = SweepCounters(self.database.limits.named_groups)
         self.window: Window | None = None
         self.has_jobs = self.in_batch = False
         self.error: BaseException | None = None
@@ -199,7 +194,7 @@ class Sweep:
         window = open_window(tx, ages=self.ages, bounds=self.bounds, counted=not self.is_recent)
         if self.event_ids and self.only == EVERYTHING:
             return window, Selection([], Counter(), Counter())
-        most_checked = MOST_CHECKED if self.is_recent else None
+        most_checked = tx.limits.most_checked if self.is_recent else None
         return window, select_orphans(tx, window, self.tenant_id, only=self.only, most_checked=most_checked)
 
     def _next_first(self, tx: Transaction, before: Cursor) -> Part | None:
@@ -211,7 +206,7 @@ class Sweep:
 
         A sweep for which that connection cannot be opened does without, and one with a limit, which needs no more.
         """
-        is_small = self.limit is not None or self.counters.selected <= SLICE_ORPHANS
+        is_small = self.limit is not None or self.counters.selected <= self.database.limits.slice_orphans
         if self.is_recent or self.dry_run or is_small:
             yield self._slices(connected, parts)
             return
@@ -228,7 +223,7 @@ class Sweep:
         for part in parts:
             following: Part | None = part
             while following is not None:
-                for ids in following.slices(SLICE_ORPHANS):
+                for ids in following.slices(self.database.limits.slice_orphans):
                     if self.is_over():
                         return
                     yield reading.match_slice(reader, ids, self._retry, of_any_age=bool(self.event_ids))

@@ -22,8 +22,6 @@ from mailglass_reconcile.sweep.result import format_line
 
 logger = logging.getLogger(__name__)
 
-HELD_SECONDS = 10.0
-"""Recent sweeps that did nothing share one row in this time: each would cost a write."""
 TIMEOUT_MS = 2_000
 
 _idle_runs: dict[tuple[str, str | None], Run] = {}
@@ -34,7 +32,7 @@ def add_run(connected: OpenConnection, run: Run, *, range_of: int | None = None)
 
     Recent ones that did nothing wait for one that did, or some seconds.
     """
-    if run.kind == "recent" and run.status == "ok" and not _is_due(run):
+    if run.kind == "recent" and run.status == "ok" and not _is_due(run, connected.limits.held_seconds):
         return None
     try:
         # A replica that does not answer may hold up a link, which must be safe, but no row of the history.
@@ -48,7 +46,7 @@ def add_run(connected: OpenConnection, run: Run, *, range_of: int | None = None)
     return range_of
 
 
-def _is_due(run: Run) -> bool:
+def _is_due(run: Run, held_seconds: float) -> bool:
     """Add to *run* the idle ones that were held before it, and hold them all unless it is time."""
     key = (run.origin, run.tenant_id)
     before = _idle_runs.pop(key, None)
@@ -56,7 +54,7 @@ def _is_due(run: Run) -> bool:
         run.counts = {name: run.counts[name] + before.counts[name] for name in runs.COUNTS}
         run.runs += before.runs
         run.began = before.began
-    if run.counts["linked"] or run.counts["failed"] or time.monotonic() - run.began >= HELD_SECONDS:
+    if run.counts["linked"] or run.counts["failed"] or time.monotonic() - run.began >= held_seconds:
         return True
     _idle_runs[key] = run
     return False

@@ -16,6 +16,7 @@ from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.settings import load_web_token
 from mailglass_reconcile.web.access import Access, Guard
 from mailglass_reconcile.web.pages import Pages
+from mailglass_reconcile.web.rendering import REFRESH_SECONDS
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none';"
@@ -50,10 +51,10 @@ def create_app(engine: sa.Engine | None = None) -> Starlette:
     return application(token, engine)
 
 
-def application(token: str, engine: sa.Engine | None = None) -> Starlette:
-    """Return the page for anyone with *token*; otherwise as `create_app`."""
+def application(token: str, engine: sa.Engine | None = None, *, refresh_seconds: float = REFRESH_SECONDS) -> Starlette:
+    """Return the page for anyone with *token*, read anew after so many seconds; otherwise as `create_app`."""
     access = Access(token, secure_cookie=runtime.get_settings().web_secure_cookie)
-    pages = Pages(engine, access)
+    pages = Pages(engine, access, refresh_seconds)
     guarded = Router(
         [
             Route("/", pages.overview, name="overview"),

@@ -47,7 +47,7 @@ from mailglass_reconcile.web import chart, metrics, parameters
 from mailglass_reconcile.web.access import Access, is_cross_site, read_form
 from mailglass_reconcile.web.cache import BusyError, Cache
 from mailglass_reconcile.web.parameters import InvalidParameterError, ListParameters, NotFoundError
-from mailglass_reconcile.web.rendering import REFRESH_SECONDS, STATIC, STATIC_TYPES, query_string, render
+from mailglass_reconcile.web.rendering import STATIC, STATIC_TYPES, query_string, render
 
 Handler = Callable[..., Awaitable[Response]]
 
@@ -104,9 +104,9 @@ def _with_error_pages(handler: Handler) -> Handler:
 class Pages:
     """The pages of one application; the data are cached for a few seconds, for all users."""
 
-    def __init__(self, engine: sa.Engine | None, access: Access) -> None:
+    def __init__(self, engine: sa.Engine | None, access: Access, refresh_seconds: float) -> None:
         self._engine, self._access = engine, access
-        self._cache = Cache(REFRESH_SECONDS)
+        self._cache = Cache(refresh_seconds)
         # Probes do not wait behind slow pages.
         self._probes = Cache(PROBE_SECONDS)
 

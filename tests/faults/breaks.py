@@ -156,7 +156,7 @@ BREAKS = (
     Break("an erased recipient is passed to a handler", "mailglass_reconcile/handlers/execution.py", HANDLERS,
           "None if job.recipient and job.recipient.endswith(ERASED) else job.recipient", "job.recipient"),
     Break("a handler may compute for ever", "mailglass_reconcile/handlers/execution.py", HANDLERS,
-          "    if time.monotonic() - began > HANDLER_SECONDS:\n"
+          "    if time.monotonic() - began > seconds:\n"
           "        raise TimeoutError\n",
           ""),
     Break("a coroutine that a handler returns is not closed", "mailglass_reconcile/handlers/execution.py", HANDLERS,

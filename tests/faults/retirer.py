@@ -9,11 +9,11 @@ import sys
 import mailglass_reconcile
 from faults.sweeper import die_at
 from mailglass_reconcile import runtime
-from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.record import erasure
+from mailglass_reconcile.store.limits import Limits
 
 if __name__ == "__main__":
-    pruner.RETENTION_ROWS = pruner.BATCH_ROWS = erasure.BATCH_ROWS = 2
+    runtime.set_limits(Limits(batch_rows=2, retention_rows=2))
     die_at(int(os.environ.get("RETIRER_DIES_AT", "0")))
     if sys.argv[1] == "prune":
         mailglass_reconcile.prune()

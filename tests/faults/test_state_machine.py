@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
-from unittest import mock
 
 import pytest
 import sqlalchemy as sa
@@ -28,7 +27,6 @@ from faults.runs import FULL
 from handling import leave_effect, make_due, register, states
 from mailglass_reconcile import DeliveryEvent, InvalidEventError, erase, link, on_event, runtime
 from mailglass_reconcile.handlers import administration
-from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.ops.pruner import prune_with
 from mailglass_reconcile.pubsub import Message, Published
 from mailglass_reconcile.rules import matching, provider_rules
@@ -41,7 +39,7 @@ from mailglass_reconcile.store import ledger, retention, stored_keys
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import NIL
 from mailglass_reconcile.store.database import Database as Handle
-from mailglass_reconcile.sweep import reconciler
+from mailglass_reconcile.store.limits import Limits
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 
@@ -390,17 +388,18 @@ class Schedule(RuleBasedStateMachine):
         self._age(share, spares)
         before, open_ = self._ledger(), self._ids(_OPEN)
         kept_ids = (before.keys() - self.aged) | self._ids(_NEEDED)
+        limits = Limits(retention_rows=size)
         if dies_at is not None:
-            with contextlib.suppress(_CrashError), self.db.database.connect() as connected:
-                for number, _ in enumerate(retention.delete_events(connected, 30, size)):
+            database = Handle(self.db.engine, self.db.settings, limits)
+            with contextlib.suppress(_CrashError), database.connect() as connected:
+                for number, _ in enumerate(retention.delete_events(connected, 30)):
                     if number == dies_at:
                         raise _CrashError
             deleted = before.keys() - self._ledger().keys()
             deleted_groups = [group for group in oracle.group_by_retention(before, kept_ids, open_) if group & deleted]
             assert deleted == frozenset().union(*deleted_groups), "of each delivery all, or none"
-        with mock.patch.object(pruner, "RETENTION_ROWS", size):
-            days = {"retention_events_days": 30, "retention_deliveries_days": 30}
-            result = prune_with(Handle(self.db.engine, self.db.settings.model_copy(update=days)))
+        days = {"retention_events_days": 30, "retention_deliveries_days": 30}
+        result = prune_with(Handle(self.db.engine, self.db.settings.model_copy(update=days), limits))
         assert not result.failures
         deleted = before.keys() - self._ledger().keys()
         assert deleted == frozenset().union(*oracle.group_by_retention(before, kept_ids, []))
@@ -554,8 +553,8 @@ class Schedule(RuleBasedStateMachine):
         """Sweep one slice, which links all orphans of the first part if they fit."""
         open_, first, mouth = self._open(), [row.id for row in self.db.rows(_FIRST)], _RecordingPublisher()
         configured = self.db.settings.model_copy(update={"batch_size": size})
-        with mock.patch.object(reconciler, "SLICE_ORPHANS", SLICE):
-            result = _OneSliceSweep(Handle(self.db.engine, configured), mouth).run()  # type: ignore[arg-type]
+        database = Handle(self.db.engine, configured, Limits(slice_orphans=SLICE))
+        result = _OneSliceSweep(database, mouth).run()  # type: ignore[arg-type]
         assert self._learn(mouth, open_) == result.linked <= SLICE
         assert result.scanned == len(open_)
         self._notice()

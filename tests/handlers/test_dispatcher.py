@@ -19,7 +19,7 @@ import meter
 import processes
 from handling import EFFECT, effects, failing, handle, leave_effect, leaving, make_due, register, states
 from mailglass_reconcile import Sent, dispatch, on_event, record_send
-from mailglass_reconcile.handlers import dispatcher, execution
+from mailglass_reconcile.handlers import execution
 from mailglass_reconcile.handlers.dispatcher import DispatchResult
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.store import outbox
@@ -472,9 +472,9 @@ def test_a_handler_that_was_registered_within_ten_minutes_is_only_looked_at(hand
     assert [row.type for row in handler_db.rows(REGISTERED_RECENTLY) if row.lately] == ["opened"]
 
 
-def test_a_dispatcher_that_works_for_long_keeps_its_handlers_alive(handler_db, monkeypatch):
+def test_a_dispatcher_that_works_for_long_keeps_its_handlers_alive(handler_db, set_limits):
     """Otherwise events would wait for an hour, and its handlers would seem to have no dispatcher."""
-    monkeypatch.setattr(dispatcher, "REGISTER_SECONDS", 0)
+    set_limits(register_seconds=0)
     lately = []
 
     @on_event("bounced", name="effect")
@@ -520,12 +520,11 @@ def test_what_would_not_run_when_it_is_called_is_refused(handler_db, handler):
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_handler_that_took_too_long_in_python_has_failed(handler_db, monkeypatch):
+def test_a_handler_that_took_too_long_in_python_has_failed(handler_db):
     """Postgres limits its statements only."""
     on_event("bounced", name="slow")(_do_nothing)
-    monkeypatch.setattr(execution, "HANDLER_SECONDS", 0)
     with pytest.raises(TimeoutError):
-        execution.call_handler(registry.get_handler("slow"), None, None)
+        execution.call_handler(registry.get_handler("slow"), None, None, seconds=0)
 
 
 def test_a_handler_that_returns_a_coroutine_has_failed(handler_db):
@@ -635,9 +634,9 @@ def test_a_dispatcher_that_is_shut_down_counts_only_the_attempt_that_was_interru
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["in a statement", "in Python", "in many statements"])
-def test_a_handler_that_takes_too_long_fails(handler_db, monkeypatch, way):
+def test_a_handler_that_takes_too_long_fails(handler_db, set_limits, way):
     """Its statement is cancelled; Python code goes on, but loses its connection or is rolled back at the end."""
-    monkeypatch.setattr(execution, "HANDLER_SECONDS", 0.2)
+    set_limits(handler_seconds=0.2)
 
     @on_event("bounced", name="effect")
     def handler(connection, event):

@@ -110,9 +110,9 @@ def test_a_handler_misses_only_events_that_reached_a_delivery_of_their_own_tenan
     assert {(event.tenant_id, event.recipient) for event in events} == {(factories.TENANT, factories.RECIPIENT)}
 
 
-def test_a_replay_reads_the_ledger_page_by_page_within_its_time(missed, monkeypatch):
+def test_a_replay_reads_the_ledger_page_by_page_within_its_time(missed, set_limits):
     """Pages are ordered by the events' ids, which begin with their time."""
-    monkeypatch.setattr(registration, "PAGE", 1)
+    set_limits(batch_rows=1)
     leaving("suppress", "bounced", "opened")
     bounced, opened = (load_replayable(missed.database, type_, WEEK) for type_ in ("bounced", "opened"))
     assert replay(missed.database, bounced, WEEK) == 4
@@ -158,10 +158,10 @@ def test_the_first_dispatch_of_a_handler_says_what_it_missed_and_how_to_enqueue_
     assert caplog.records == []
 
 
-@pytest.mark.parametrize(("name", "most", "number"), [("MOST_MISSED", 2, 2), ("MISSED_SECONDS", 0, 4)])
-def test_missed_events_are_counted_up_to_a_number_and_for_a_time(missed, caplog, monkeypatch, name, most, number):
+@pytest.mark.parametrize(("limit", "number"), [({"most_missed": 2}, 2), ({"missed_seconds": 0}, 4)])
+def test_missed_events_are_counted_up_to_a_number_and_for_a_time(missed, caplog, set_limits, limit, number):
     """The newest are counted first, so that a huge ledger does not delay the first dispatch."""
-    monkeypatch.setattr(registration, name, most)
+    set_limits(**limit)
     leaving("suppress", "bounced")
     missed.run("DELETE FROM mailglass_handled_types")
     caplog.clear()
@@ -201,9 +201,9 @@ def test_a_renamed_handler_keeps_what_it_has_done_and_what_waits(handler_db):
 
 
 @pytest.mark.parametrize("page", [1, 5_000])
-def test_a_handler_that_is_renamed_after_it_was_deployed_has_each_job_once(handler_db, monkeypatch, page):
+def test_a_handler_that_is_renamed_after_it_was_deployed_has_each_job_once(handler_db, set_limits, page):
     """Dispatchers of both names were running: done jobs stay done, and of waiting ones the new name's remain."""
-    monkeypatch.setattr(administration, "BATCH", page)
+    set_limits(batch_rows=page)
     leaving("old", "bounced")
     for number in range(4):
         factories.delivery(handler_db, f"m-{number}")

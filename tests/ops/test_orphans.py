@@ -9,7 +9,6 @@ import pytest
 
 import factories
 import mailglass_reconcile
-from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.ops.orphans import find_by_message, load_page, make_filter
 from mailglass_reconcile.rules.states import OPEN_STATES
 from recording import event, record
@@ -203,9 +202,9 @@ def test_what_is_open_is_counted_by_cause(db, zoo):
     assert load_page(db.database, make_filter()).total is None
 
 
-def test_so_many_are_counted_and_no_more(db, zoo, monkeypatch):
+def test_so_many_are_counted_and_no_more(db, zoo, set_limits):
     """Beyond the limit, the number is a lower bound."""
-    monkeypatch.setattr(pages, "MAX_COUNTED", 2)
+    set_limits(most_counted=2)
     page = load_page(db.database, make_filter(), with_counts=True)
     assert (page.total, page.at_least) == (2, True)
 
@@ -270,18 +269,18 @@ def test_expired_ones_come_from_the_ledger_and_without_those_that_were_linked(db
         assert list_orphans(db, state="expired", max_age_seconds=float(WEEK)) == []
 
 
-def test_a_page_of_expired_ones_reads_a_bounded_number_of_orphans(db, monkeypatch):
+def test_a_page_of_expired_ones_reads_a_bounded_number_of_orphans(db, set_limits):
     """If nothing passes the filter, the page ends early with a cursor; all pages together miss nothing."""
-    monkeypatch.setattr(pages, "MAX_EVENTS_READ", 2)
+    set_limits(most_events_read=2)
     old = [factories.orphan(db, factories.postmark(str(n)), age_seconds=WEEK + 500 - n) for n in range(5)]
     page = load_page(db.database, make_filter(state="expired", message_id="4"), limit=1)
     assert (page.orphans, page.looked_at) == ([], 2)
     assert [orphan.event_id for orphan in list_orphans(db, state="expired", message_id="4", limit=1)] == [old[4]]
 
 
-def test_a_page_by_type_looks_at_a_bounded_number_of_orphans(db, monkeypatch):
+def test_a_page_by_type_looks_at_a_bounded_number_of_orphans(db, set_limits):
     """If few have the type, the page ends early with a cursor; all pages together miss nothing."""
-    monkeypatch.setattr(pages, "MAX_ORPHANS_READ", 4)
+    set_limits(most_orphans_read=4)
     ages = range(200, 900, 100)
     ids = [factories.orphan(db, factories.postmark("x"), age_seconds=900 - age, type="opened") for age in ages]
     rare = [factories.orphan(db, factories.postmark("x"), age_seconds=age, type="bounced") for age in (900, 100, 80)]
@@ -295,9 +294,8 @@ def test_a_page_by_type_looks_at_a_bounded_number_of_orphans(db, monkeypatch):
 
 
 @pytest.mark.parametrize("swept", [False, True])
-def test_a_message_is_found_however_many_are_open_before_it(db, monkeypatch, swept):
+def test_a_message_is_found_however_many_are_open_before_it(db, swept):
     """This holds before a sweep has stored keys, too."""
-    monkeypatch.setattr(pages, "MAX_CHUNK", 2)
     for _ in range(5):
         factories.orphan(db, factories.postmark("not mine"), age_seconds=200)
     event = factories.orphan(db, factories.postmark("mine"), age_seconds=100)

@@ -16,6 +16,7 @@ from mailglass_reconcile.mailglass_compat.raw_webhooks import DELETE_OLD
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database, engines, repair
+from mailglass_reconcile.store.limits import Limits
 
 NOTHING_PRUNED = {
     **dict.fromkeys(
@@ -88,15 +89,15 @@ def test_a_retention_of_zero_days_deletes_what_is_there(db):
 
 def test_deletes_come_in_batches_each_committed(db):
     """No transaction deletes more than one batch."""
-    webhooks(db, "succeeded", 20, number=2 * pruner.BATCH_ROWS + 1)
+    webhooks(db, "succeeded", 20, number=2 * Limits.batch_rows + 1)
     db.run("CREATE TABLE witness.deleted (transaction bigint, rows bigint)")
     db.run("""CREATE FUNCTION witness.deleted() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
                 INSERT INTO witness.deleted SELECT txid_current(), count(*) FROM gone; RETURN NULL; END $$""")
     db.run("""CREATE TRIGGER witness_deleted AFTER DELETE ON mailglass_webhook_events REFERENCING OLD TABLE AS gone
               FOR EACH STATEMENT EXECUTE FUNCTION witness.deleted()""")
-    assert mailglass_reconcile.prune().succeeded == 2 * pruner.BATCH_ROWS + 1
+    assert mailglass_reconcile.prune().succeeded == 2 * Limits.batch_rows + 1
     batches = db.rows("SELECT sum(rows) FROM witness.deleted GROUP BY transaction ORDER BY 1 DESC")
-    assert [int(row[0]) for row in batches if row[0]] == [pruner.BATCH_ROWS, pruner.BATCH_ROWS, 1]
+    assert [int(row[0]) for row in batches if row[0]] == [Limits.batch_rows, Limits.batch_rows, 1]
 
 
 def test_webhooks_that_somebody_else_holds_are_left_to_the_next_prune(db):
@@ -163,8 +164,9 @@ def test_the_open_set_is_mended_by_the_ledger(db):
     assert db.rows("SELECT event_id::text FROM mailglass_open_orphans") == [(missing,)]
 
 
-def test_a_repair_ends_although_writers_write_on(db):
+def test_a_repair_ends_although_writers_write_on(db, set_limits):
     """What a writer as fast as the repair adds after its start is left to the trigger."""
+    set_limits(batch_rows=1)
     missing = orphan(db, postmark("m"), age_seconds=100)
     db.run("DELETE FROM mailglass_open_orphans")
     writers = engines.create_engine(db.settings)
@@ -176,7 +178,7 @@ def test_a_repair_ends_although_writers_write_on(db):
 
     sa.event.listen(db.engine, "commit", write)
     with db.database.connect() as connected:
-        assert repair.add_missing(connected, 1) == 1
+        assert repair.add_missing(connected) == 1
     sa.event.remove(db.engine, "commit", write)
     assert len(later) < 5
     assert {row[0] for row in db.rows("SELECT event_id::text FROM mailglass_open_orphans")} == {missing, *later}

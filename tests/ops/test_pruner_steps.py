@@ -44,7 +44,7 @@ def settle(db, number: int, *, analyze: bool = True) -> None:
 def buffers(db, act, table="mailglass_events") -> int:
     """Return how many buffers the statements of a connection about a table read."""
     with db.database.connect() as connected, meter.plans(connected.connection, table) as plan:
-        act(connected, 5_000)
+        act(connected)
     return plan.buffers
 
 
@@ -165,9 +165,9 @@ def test_a_right_that_a_step_lacks_is_named_with_its_grant(db, admin):
 
 
 @pytest.mark.slow
-def test_two_prunes_at_the_same_time_share_the_work(db, monkeypatch):
+def test_two_prunes_at_the_same_time_share_the_work(db, set_limits):
     """Neither fails, and each row is counted once."""
-    monkeypatch.setattr(pruner, "BATCH_ROWS", 50)
+    set_limits(batch_rows=50)
     fill(db, 1_000)
     db.run("""INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, linked)
               SELECT now() - interval '40 days', now() - interval '40 days', 'full', 'beat', 'ok', 1
@@ -189,11 +189,12 @@ def test_two_prunes_at_the_same_time_share_the_work(db, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("table", ["mailglass_open_orphans", "mailglass_open_orphan_ids"])
-def test_a_batch_does_not_pass_again_what_earlier_ones_have_removed(db, table):
+def test_a_batch_does_not_pass_again_what_earlier_ones_have_removed(db, set_limits, table):
     """While a snapshot keeps dead rows, twice as many batches read twice as many buffers, not four times."""
+    set_limits(batch_rows=100)
     acts = {
-        "mailglass_open_orphans": lambda connected: list(repair.remove_expired(connected, 100)),
-        "mailglass_open_orphan_ids": lambda connected: repair.remove_stray_ids(connected, 100),
+        "mailglass_open_orphans": lambda connected: list(repair.remove_expired(connected)),
+        "mailglass_open_orphan_ids": repair.remove_stray_ids,
     }
     read = []
     for number in (1_000, 2_000):
@@ -201,7 +202,7 @@ def test_a_batch_does_not_pass_again_what_earlier_ones_have_removed(db, table):
         db.run(f"ANALYZE {table}")
         with db.engine.connect() as reader:
             reader.execution_options(isolation_level="REPEATABLE READ").exec_driver_sql(f"SELECT count(*) FROM {table}")  # noqa: S608
-            read.append(buffers(db, lambda connected, _: acts[table](connected), table))
+            read.append(buffers(db, acts[table], table))
         db.run(f"TRUNCATE {table}")
     assert read[1] < 2.6 * read[0]
 

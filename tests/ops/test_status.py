@@ -17,7 +17,7 @@ from mailglass_reconcile import reconcile
 from mailglass_reconcile.ops import targeted_sweep
 from mailglass_reconcile.ops.status import load_findings, load_problems, load_status
 from mailglass_reconcile.ops.targeted_sweep import Target
-from mailglass_reconcile.store import runs, window
+from mailglass_reconcile.store import runs
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.counters import SweepCounters
 from recording import event, record
@@ -89,10 +89,9 @@ def test_before_the_first_full_sweep_orphans_are_shown_by_what_is_stored_of_them
     assert {g["state"]: g["orphans"] for g in load_status(db.database).groups} == {"unseen": 1, "unmatched": 1}
 
 
-def test_before_the_first_full_sweep_orphans_are_counted_by_the_path_that_their_number_makes_cheaper(db, monkeypatch):
+def test_before_the_first_full_sweep_orphans_are_counted_by_the_path_that_their_number_makes_cheaper(db, set_limits):
     """A large backlog is counted by one pass over each table, not by a probe for each orphan."""
-    monkeypatch.setattr(window, "SMALL_BYTES", 0)
-    monkeypatch.setattr(window, "FEW", 20)
+    set_limits(small_bytes=0, few_orphans=20)
     insert(db, [], [orphan_row(postmark(f"m-{n}")) for n in range(100)])
     paths = []
 

@@ -429,10 +429,10 @@ def test_calls_that_do_not_fit_are_dropped_counted_and_logged_once(db, monkeypat
     assert observed.counts("messages") == {"published": 6, "failed": 2 * 2 * 5}
 
 
-def test_a_call_of_more_ids_than_may_wait_is_broadcast_and_looked_up_whole(db, monkeypatch, observed):
+def test_a_call_of_more_ids_than_may_wait_is_broadcast_and_looked_up_whole(db, set_limits, monkeypatch, observed):
     """It is worked off in parts."""
     monkeypatch.setattr(after_commit._queue, "_limit", 3)
-    monkeypatch.setattr(after_commit, "IDS_PER_BATCH", 8)
+    set_limits(ids_per_batch=8)
     ids = [f"m-{number}" for number in range(10, 30)]
     with db.engine.begin() as connection:
         attached = [event("m-1", provider_event_id=number) for number in range(20)]

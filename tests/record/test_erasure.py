@@ -228,9 +228,9 @@ def test_it_is_the_callers_transaction_and_what_is_no_address_is_refused(db):
 
 
 @pytest.mark.slow
-def test_rows_are_erased_in_batches_in_the_order_of_their_ids(db, monkeypatch):
+def test_rows_are_erased_in_batches_in_the_order_of_their_ids(db, set_limits):
     """The command commits each batch; while a session locks a row, the batches before it are done."""
-    monkeypatch.setattr(erasure, "BATCH_ROWS", 2)
+    set_limits(batch_rows=2)
     factories.insert(db, [factories.delivery_row(recipient=ADA) for _ in range(5)])
     for _ in range(3):
         raw(db, {"to": ADA})
@@ -248,9 +248,9 @@ def test_rows_are_erased_in_batches_in_the_order_of_their_ids(db, monkeypatch):
 READ = "SELECT idx_tup_fetch + seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'mailglass_deliveries'"
 
 
-def test_a_delivery_is_read_once_however_many_batches_there_are(tx, monkeypatch):
+def test_a_delivery_is_read_once_however_many_batches_there_are(tx, set_limits):
     """Each is found, locked and written; the placeholder and the old version are passed over."""
-    monkeypatch.setattr(erasure, "BATCH_ROWS", 10)
+    set_limits(batch_rows=10)
     factories.insert(tx, [factories.delivery_row(recipient=ADA) for _ in range(200)])
     before = tx.value(READ)
     assert erase(tx.connection, recipient=ADA).deliveries == 200

@@ -20,7 +20,6 @@ from catalog import live
 from factories import delivery, delivery_row, insert, new_id, orphan, orphan_row, postmark, reconciled_row, uuid7
 from mailglass_reconcile import Sent, WebhookEvent, record_send, record_webhook
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.settings import Settings
 from processes import COMMAND
 
@@ -179,10 +178,9 @@ def test_an_event_that_is_neither_linked_nor_attached_nor_expired_stays(db):
 
 
 @pytest.mark.parametrize("size", [1, pytest.param(7, marks=pytest.mark.slow)])
-def test_any_size_of_batch_deletes_the_same(db, monkeypatch, size):
+def test_any_size_of_batch_deletes_the_same(db, set_limits, size):
     """There are several tenants and providers, tied times, rows in between that stay, and ids without a time."""
-    monkeypatch.setattr(pruner, "RETENTION_ROWS", size)
-    monkeypatch.setattr(pruner, "BATCH_ROWS", size)
+    set_limits(batch_rows=size, retention_rows=size)
     young = set()
     rows = [
         delivery_row(None, tenant_id=f"t{number % 3}", provider=(None, "postmark", "ses")[number % 4 % 3])
@@ -384,8 +382,8 @@ def test_a_prune_locks_no_delivery_that_stays(db, ages):
 
 
 @pytest.mark.slow
-def test_a_delivery_that_stays_for_a_dead_job_is_read_once_however_many_events_it_has(db, monkeypatch):
-    monkeypatch.setattr(pruner, "RETENTION_ROWS", 100)
+def test_a_delivery_that_stays_for_a_dead_job_is_read_once_however_many_events_it_has(db, set_limits):
+    set_limits(retention_rows=100)
     read = []
     for number in (1_000, 2_000):
         to = new_id()
@@ -403,10 +401,9 @@ def test_a_delivery_that_stays_for_a_dead_job_is_read_once_however_many_events_i
 
 
 @pytest.mark.slow
-def test_the_cost_of_deleting_is_linear(db, monkeypatch):
+def test_the_cost_of_deleting_is_linear(db, set_limits):
     """While a snapshot keeps dead rows, twice as many tied rows read twice as many buffers, not four times."""
-    monkeypatch.setattr(pruner, "RETENTION_ROWS", 100)
-    monkeypatch.setattr(pruner, "BATCH_ROWS", 100)
+    set_limits(batch_rows=100, retention_rows=100)
     read = []
     for number in (600, 1_200):
         db.run(FILLED, number=number)

@@ -13,7 +13,6 @@ from backdating import EVENTS_BY_DELIVERY, batch, check, days_ago, fill, prune
 from factories import delivery, orphan
 from mailglass_reconcile import InvalidEventError, Sent, WebhookEvent, append, link, record_send, record_webhook
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.ops import pruner
 from waiting import wait_until
 
 WAITING = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
@@ -21,10 +20,9 @@ LEDGER = "SELECT type FROM mailglass_events ORDER BY type"
 
 
 @pytest.mark.slow
-def test_two_prunes_while_webhooks_come(db, monkeypatch):
+def test_two_prunes_while_webhooks_come(db, set_limits):
     """Late webhooks of old deliveries are attached, or are orphans because the delivery has been deleted."""
-    monkeypatch.setattr(pruner, "RETENTION_ROWS", 20)
-    monkeypatch.setattr(pruner, "BATCH_ROWS", 20)
+    set_limits(batch_rows=20, retention_rows=20)
     filled = fill(db, 150)
     messages = list(filled.values())
     random.Random(2).shuffle(messages)

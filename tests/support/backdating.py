@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 from factories import delivery_row, insert, orphan_row
+from mailglass_reconcile import runtime
 from mailglass_reconcile.ops.pruner import PruneResult, prune_with
 from mailglass_reconcile.store.database import Database
 
@@ -34,7 +35,7 @@ def days_ago(db: Any, days: int) -> Iterator[None]:
 def prune(db: Any, events: int | None = 30, deliveries: int | None = None, **more: object) -> PruneResult:
     """Prune with a retention in days, and return the result."""
     update = {"retention_events_days": events, "retention_deliveries_days": deliveries, **more}
-    return prune_with(Database(db.engine, db.settings.model_copy(update=update)))
+    return prune_with(Database(db.engine, db.settings.model_copy(update=update), runtime.get_limits()))
 
 
 def batch(name: str, days: int) -> str:

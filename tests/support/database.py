@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 import witness as watching
 from database_pool import PooledDatabase
+from mailglass_reconcile import runtime
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import Database as Handle
 from mailglass_reconcile.store.migration import runner
@@ -42,7 +43,7 @@ class Database:
     @property
     def database(self) -> Handle:
         """The database as the package uses it."""
-        return Handle(self.engine, self.settings)
+        return Handle(self.engine, self.settings, runtime.get_limits())
 
     def begin(self) -> AbstractContextManager[sa.Connection]:
         """Begin a transaction that commits at the end of the block; `tx` yields its own."""

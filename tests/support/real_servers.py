@@ -15,11 +15,13 @@ import witness as watching
 from database import Database
 from database_pool import DatabasePool, PooledDatabase, Uncommitted
 from faults.redis_servers import Valkey
+from mailglass_reconcile import runtime
 from mailglass_reconcile.receiver import refusals
 from mailglass_reconcile.record import failures
 from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
+from mailglass_reconcile.store.limits import LIMITS, Limits
 from mailglass_reconcile.testing.databases import Databases
 from waiting import settle, wait_until
 
@@ -92,6 +94,13 @@ def mailglass_database(database_pool: DatabasePool, monkeypatch: pytest.MonkeyPa
         mailglass_reconcile.configure()
         yield pooled
         mailglass_reconcile.configure()
+
+
+@pytest.fixture
+def set_limits() -> Iterator[Callable[..., None]]:
+    """A function that changes limits of this process's work on its database, by name."""
+    yield lambda **limits: runtime.set_limits(Limits(**limits))
+    runtime.set_limits(LIMITS)
 
 
 @pytest.fixture

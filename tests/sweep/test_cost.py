@@ -11,7 +11,6 @@ import mailglass_reconcile
 import sweeping
 from factories import delivery_row, insert, insert_pairs, orphan_row, postmark
 from mailglass_reconcile import reconcile
-from mailglass_reconcile.store import window
 from mailglass_reconcile.sweep import reconciler
 
 pytestmark = pytest.mark.version_independent
@@ -58,12 +57,11 @@ def send(db, count, message_id):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("many", [False, True])
-def test_recipients_of_one_id_cost_no_more_than_twice_what_distinct_ids_cost(db, monkeypatch, many):
+def test_recipients_of_one_id_cost_no_more_than_twice_what_distinct_ids_cost(db, set_limits, many):
     """One call of the provider's API sent the campaign; ten batches in two slices are tried too."""
     count = 4_000 if many else 2_000
     if many:
-        monkeypatch.setattr(window, "FEW", count)
-        monkeypatch.setattr(reconciler, "SLICE_ORPHANS", count // 2)
+        set_limits(few_orphans=count, slice_orphans=count // 2)
         settings = db.settings.model_copy(update={"batch_size": count // 10})
         mailglass_reconcile.configure(engine=db.engine, settings=settings)
     send(db, count, lambda n: f"1000{n}")

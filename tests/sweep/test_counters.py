@@ -245,10 +245,10 @@ def test_a_dry_run_counts_as_a_sweep_would(db):
 
 
 @pytest.mark.parametrize("sweeps", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_sweeps_that_overlap_each_count_every_orphan_once(db, monkeypatch, sweeps):
+def test_sweeps_that_overlap_each_count_every_orphan_once(db, set_limits, sweeps):
     """Each stores states that the others read in their next slices."""
     fill(db, 0, never=240)
-    monkeypatch.setattr(reconciler, "SLICE_ORPHANS", 20)
+    set_limits(slice_orphans=20)
     with ThreadPoolExecutor(sweeps) as pool:
         results = [future.result() for future in [pool.submit(reconcile) for _ in range(sweeps)]]
     for result in results:
@@ -256,10 +256,10 @@ def test_sweeps_that_overlap_each_count_every_orphan_once(db, monkeypatch, sweep
         assert (result.unmatched, result.remaining) == (240, 240)
 
 
-def test_a_sweep_within_another_that_stores_states_changes_none_of_its_counts(db, monkeypatch):
+def test_a_sweep_within_another_that_stores_states_changes_none_of_its_counts(db, set_limits):
     """The inner sweep has checked what the outer one has selected and not read yet."""
     fill(db, 0, never=9)
-    monkeypatch.setattr(reconciler, "SLICE_ORPHANS", 3)
+    set_limits(slice_orphans=3)
     inner = []
     result = sweeping.run(reconciler.prepare(), run_once(lambda _: inner.append(reconcile())))
     for sweep_result in (*inner, result):

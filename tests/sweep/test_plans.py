@@ -32,6 +32,7 @@ from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Database, Transaction, prefer_scans
 from mailglass_reconcile.store.deliveries import Question
 from mailglass_reconcile.store.ledger import ClaimedEvent, Entry
+from mailglass_reconcile.store.limits import Limits
 from mailglass_reconcile.store.listing import ListFilter
 from mailglass_reconcile.store.open_orphans import Cursor
 from mailglass_reconcile.store.sends import Campaign, NewDelivery
@@ -233,7 +234,7 @@ def test_the_window_of_a_full_sweep_counts_a_few_along_the_index_of_arrival(read
     """It counts just enough to know that more are open."""
     plan = probing(reading, lambda: window.open_window(reading, counted=True))
     assert plan.indexes & {ARRIVAL, deliveries.INDEX} == {ARRIVAL}
-    assert plan.catalog + plan.read <= window.FEW + 100
+    assert plan.catalog + plan.read <= Limits.few_orphans + 100
 
 
 def test_the_edges_of_ranges_are_found_in_one_walk_of_the_index_of_arrival(reading, all_open):

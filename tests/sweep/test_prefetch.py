@@ -80,9 +80,9 @@ def fill(db, count):
     insert_pairs(db, [f"m-{n}" for n in range(count)])
 
 
-def test_a_sweep_of_several_slices_reads_on_a_second_connection(db, monkeypatch):
+def test_a_sweep_of_several_slices_reads_on_a_second_connection(db, set_limits, monkeypatch):
     """It leaves no thread."""
-    monkeypatch.setattr(reconciler, "SLICE_ORPHANS", 4)
+    set_limits(slice_orphans=4)
     threads = set()
     match_slice = reconciler.reading.match_slice
 
@@ -97,9 +97,9 @@ def test_a_sweep_of_several_slices_reads_on_a_second_connection(db, monkeypatch)
     assert not any(thread.is_alive() for thread in threads)
 
 
-def test_a_sweep_that_gets_no_second_connection_does_without(db, monkeypatch):
+def test_a_sweep_that_gets_no_second_connection_does_without(db, set_limits):
     """The server may have no connection left."""
-    monkeypatch.setattr(reconciler, "SLICE_ORPHANS", 4)
+    set_limits(slice_orphans=4)
     fill(db, 10)
     opened = []
 

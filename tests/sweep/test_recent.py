@@ -13,7 +13,6 @@ from mailglass_reconcile import reconcile, reconcile_recent
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
-from mailglass_reconcile.sweep import reconciler, run_log
 from mailglass_reconcile.sweep.result import SweepResult
 
 pytestmark = pytest.mark.long
@@ -47,9 +46,9 @@ def test_a_delivery_that_is_late_is_matched_at_the_next_tick_within_the_minute(d
     assert reconcile().linked == 1
 
 
-def test_a_bounded_number_of_checked_orphans_the_newest_is_checked_again(db, monkeypatch):
+def test_a_bounded_number_of_checked_orphans_the_newest_is_checked_again(db, set_limits):
     """A flood of ambiguous events costs each tick the same."""
-    monkeypatch.setattr(reconciler, "MOST_CHECKED", 3)
+    set_limits(most_checked=3)
     ids = [f"m-{n}" for n in range(6)]
     rows = [delivery_row(id_) for id_ in ids for _ in range(2)]
     insert(db, rows, [orphan_row(postmark(id_), age_seconds=10 + n) for n, id_ in enumerate(ids)])
@@ -184,14 +183,14 @@ def cost(engine: sa.Engine, sweep: Callable[[], SweepResult] = reconcile_recent)
     return result, len(sent), plan.buffers
 
 
-def test_with_nothing_new_beside_many_orphans_a_tick_is_three_statements_and_at_most_100_buffers(crowded, monkeypatch):
+def test_with_nothing_new_beside_many_orphans_a_tick_is_three_statements_and_at_most_100_buffers(crowded, set_limits):
     """Whatever the statistics, the statements are BEGIN, the window and the choice."""
     reconcile_recent()  # sets hint bits
     result, statements, buffers = cost(crowded)
     assert result.scanned == 0
     assert statements <= 3
     assert 0 < buffers <= 100
-    monkeypatch.setattr(run_log, "HELD_SECONDS", 0)
+    set_limits(held_seconds=0)
     reconcile_recent()
     _, statements, buffers = cost(crowded)
     assert (statements <= 5, buffers <= 100) == (True, True), "with the row that it leaves in the history now and then"

@@ -122,7 +122,7 @@ def test_a_connection_on_which_no_transaction_can_begin_costs_a_line_too(db, cap
     assert db.rows(RUNS) == []
 
 
-def test_recent_sweeps_of_a_minute_share_a_row_and_idle_ones_are_noted_together(db, monkeypatch):
+def test_recent_sweeps_of_a_minute_share_a_row_and_idle_ones_are_noted_together(db, set_limits):
     """A hundred idle ticks write nothing until some seconds have passed; a tick that links is written at once."""
     for _ in range(5):
         reconcile_recent(1.0)
@@ -130,7 +130,7 @@ def test_recent_sweeps_of_a_minute_share_a_row_and_idle_ones_are_noted_together(
     insert_pairs(db, ["m-1"], age_seconds=0)
     reconcile_recent(1.0)
     assert sum(row.linked for row in db.rows(RUNS)) == 1
-    monkeypatch.setattr(run_log, "HELD_SECONDS", 0)
+    set_limits(held_seconds=0)
     reconcile_recent(1.0)
     rows = db.rows(RUNS)
     assert sum(row.runs for row in rows) == 7
@@ -139,12 +139,12 @@ def test_recent_sweeps_of_a_minute_share_a_row_and_idle_ones_are_noted_together(
     assert len(rows) <= 2, "two if a minute ended between them"
 
 
-def test_what_idle_recent_sweeps_have_looked_at_is_added_up(db, monkeypatch):
+def test_what_idle_recent_sweeps_have_looked_at_is_added_up(db, set_limits):
     """Nothing matches, so their counts are added up in one row."""
     insert(db, [], [orphan_row(postmark("m-1"), age_seconds=0)])
     for _ in range(2):
         reconcile_recent(10.0)
-    monkeypatch.setattr(run_log, "HELD_SECONDS", 0)
+    set_limits(held_seconds=0)
     reconcile_recent(10.0)
     [row] = db.rows(RUNS)
     assert (row.runs, row.scanned, row.unmatched) == (3, 3, 3)

@@ -9,6 +9,7 @@ import mailglass_reconcile
 from factories import delivery, delivery_row, insert, orphan, orphan_row, postmark
 from mailglass_reconcile.ops.status import load_problems
 from mailglass_reconcile.store import window
+from mailglass_reconcile.store.limits import Limits
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
@@ -27,9 +28,9 @@ class OneSliceSweep(Sweep):
 
 
 @pytest.fixture
-def sweep_one_slice(db, monkeypatch):
+def sweep_one_slice(db, set_limits, monkeypatch):
     """Return a function that sweeps the two orphans that are due first; its arguments are those of `prepare`."""
-    monkeypatch.setattr(reconciler, "SLICE_ORPHANS", 2)
+    set_limits(slice_orphans=2)
     monkeypatch.setattr(reconciler, "Sweep", OneSliceSweep)
 
     def swept(*arguments: Any, **options: Any) -> SweepResult:
@@ -52,12 +53,12 @@ def test_what_a_deadline_has_cut_off_comes_first_in_the_next_sweep_the_newest_fi
     assert (result.status, result.ambiguous, result.skipped_deadline) == ("partial", 2, 3)
 
 
-@pytest.mark.parametrize("most", [pytest.param(window.MOST_IDS, marks=pytest.mark.slow), 4])
-def test_nothing_starves_in_the_ring_although_each_sweep_reaches_its_deadline(db, sweep_one_slice, monkeypatch, most):
+@pytest.mark.parametrize("most", [pytest.param(Limits.most_ids, marks=pytest.mark.slow), 4])
+def test_nothing_starves_in_the_ring_although_each_sweep_reaches_its_deadline(db, sweep_one_slice, set_limits, most):
     """Each rotation starts at a random row, even if a sweep reads fewer ids than are open, so a linkable orphan is
     reached.
     """
-    monkeypatch.setattr(window, "MOST_IDS", most)
+    set_limits(slice_orphans=2, most_ids=most)
     fill(db, 9)
     for _ in range(5):
         sweep_one_slice()
@@ -76,20 +77,20 @@ def test_a_rotation_starts_at_any_orphan(db, refused):
     assert len(first_ids) == 3
 
 
-def test_what_does_not_fit_into_memory_is_read_after_the_rest_and_counted_when_it_is(db, monkeypatch):
+def test_what_does_not_fit_into_memory_is_read_after_the_rest_and_counted_when_it_is(db, set_limits):
     """Nine orphans are read four ids at a time."""
-    monkeypatch.setattr(window, "MOST_IDS", 4)
+    set_limits(most_ids=4)
     fill(db, 9)
     sweep = reconciler.prepare()
     assert sweep.run().ambiguous == 9
     assert sweep.counters.selected == 9
 
 
-def test_a_sweep_that_cannot_hold_all_checked_orphans_in_memory_says_that_it_is_partial(db, monkeypatch):
+def test_a_sweep_that_cannot_hold_all_checked_orphans_in_memory_says_that_it_is_partial(db, set_limits):
     """Four of nine are matched again; the others stay open, and in the history by their stored state."""
     fill(db, 9)
     reconciler.prepare().run()
-    monkeypatch.setattr(window, "MOST_IDS", 4)
+    set_limits(most_ids=4)
     result = reconciler.prepare().run()
     assert (result.status, result.ambiguous, result.skipped_deadline) == ("partial", 4, 5)
     assert [group["orphans"] for group in db.value(LAST.format("open_groups"))] == [9]
@@ -107,8 +108,8 @@ def test_ids_are_in_memory_only_until_their_slice_is_read():
     assert part.packed == []
 
 
-def test_the_small_groups_of_many_tenants_are_counted_together(db, monkeypatch):
-    monkeypatch.setattr(window, "NAMED_GROUPS", 2)
+def test_the_small_groups_of_many_tenants_are_counted_together(db, set_limits):
+    set_limits(named_groups=2)
     insert(db, [], [orphan_row(postmark(str(n)), tenant_id=tenant) for n, tenant in enumerate("aabbcd")])
     with db.database.reading() as tx:
         open_groups = window.select_orphans(tx, window.open_window(tx)).open
@@ -143,10 +144,10 @@ def test_what_nobody_has_looked_at_counts_towards_the_lag(db, sweep_one_slice):
     assert db.value(LAST.format("linkable_since")) == db.value(oldest)
 
 
-def test_a_deadline_within_a_statement_makes_a_sweep_partial(db, monkeypatch):
+def test_a_deadline_within_a_statement_makes_a_sweep_partial(db, set_limits, monkeypatch):
     """The second or third slice waits for a table lock; Postgres cancels its statement at the deadline."""
     fill(db, 6, 5)
-    monkeypatch.setattr(reconciler, "SLICE_ORPHANS", 2)
+    set_limits(slice_orphans=2)
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"sweep_seconds": 1}))
     with db.engine.connect() as holder:
 

@@ -9,7 +9,6 @@ import factories
 import mailglass_reconcile
 import sweeping
 from browsing import Visitor, app
-from mailglass_reconcile.ops import status
 from mailglass_reconcile.ops.checks.backlog import SEVERAL
 
 pytestmark = pytest.mark.version_independent
@@ -114,10 +113,10 @@ def test_it_is_not_green_over_mismatches(db):
     assert title(text) == "Overview · mailglass-reconcile"
 
 
-def test_the_overview_is_not_green_if_problems_cannot_be_read(db, monkeypatch):
+def test_the_overview_is_not_green_if_problems_cannot_be_read(db, set_limits):
     """The timeout is a millisecond; other pages are shown without the number."""
     mailglass_reconcile.reconcile()
-    monkeypatch.setattr(status, "FAST_TIMEOUT_MS", 1)
+    set_limits(fast_timeout_ms=1)
     assert Visitor(app(db)).get("/").status_code == 503
     answer = Visitor(app(db)).get("/orphans")
     assert (answer.status_code, title(answer.text)) == (200, "Orphans · mailglass-reconcile")

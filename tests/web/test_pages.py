@@ -16,9 +16,8 @@ import factories
 import mailglass_reconcile
 import meter
 from browsing import TOKEN, Visitor, app
-from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.web import create_app
-from mailglass_reconcile.web.app import POLICY
+from mailglass_reconcile.web.app import POLICY, application
 from mailglass_reconcile.web.cache import IN_FLIGHT
 from scraping import parse_samples, value
 from waiting import wait_until
@@ -199,9 +198,9 @@ def test_pages_of_orphans_link_to_the_next_until_the_last(db):
     assert len(observed) == len(set(observed)) == 120
 
 
-def test_a_type_that_hardly_any_orphan_has_ends_a_page_early(db, monkeypatch):
+def test_a_type_that_hardly_any_orphan_has_ends_a_page_early(db, set_limits):
     """It says how many were read, and links to the rest."""
-    monkeypatch.setattr(pages, "MAX_ORPHANS_READ", 20)
+    set_limits(most_orphans_read=20)
     factories.insert(db, events=[factories.orphan_row(factories.postmark(f"m-{n}")) for n in range(60)])
     visitor = Visitor(app(db))
     text = visitor.get("/orphans?type=opened").text
@@ -300,12 +299,11 @@ def test_an_empty_page_says_why_it_is_empty(db):
 
 
 @pytest.mark.slow
-def test_three_viewers_cost_as_much_as_one(db, planted_rows, monkeypatch):
+def test_three_viewers_cost_as_much_as_one(db, planted_rows):
     """Statements are counted, also for three requests at once, and once more a moment later."""
-    monkeypatch.setattr("mailglass_reconcile.web.pages.REFRESH_SECONDS", 600)  # a busy machine needs longer than five
     paths, counts = every_path(planted_rows), []
     for viewers in (1, 3):
-        visitor = Visitor(app(db))
+        visitor = Visitor(application(TOKEN, refresh_seconds=600))  # a busy machine needs longer than five
         with meter.statements(db.engine) as sent:
             for _ in range(2):
                 answers = visitor.get_all(paths * viewers)

@@ -136,7 +136,7 @@ def _connect(findings: list[Finding]) -> OpenConnection | None:
         findings.append(error(message, remedy)._replace(check="database"))
     else:
         findings.append(ok(f"connected to {server.kind} at {server.location}")._replace(check="database"))
-        return OpenConnection(connection, database.settings)
+        return OpenConnection(connection, database.settings, database.limits)
     return None
 
 

@@ -21,7 +21,6 @@ from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
 PAGES = {"mailglass_events": 400, "mailglass_open_orphans": 100, "mailglass_open_orphan_ids": 100}
 """Pages of 8 kB: about 10,000 rows of each table."""
 DELIVERY_PAGES = 100
-BATCH_ROWS = 5_000
 DAY_MINUTES = 1_440
 REPAIR = "run `mailglass-reconcile doctor --repair`; the daily prune repairs it too"
 
@@ -139,8 +138,8 @@ def _percent(tx: Transaction, table: str, pages: int) -> float:
 def repair_open_orphans(connected: OpenConnection) -> str:
     """Make the open orphans equal the ledger, as the daily prune does, and return a summary."""
     with database_errors():
-        removed = sum(expired.orphans for expired in repair.remove_expired(connected, BATCH_ROWS))
-        added = repair.add_missing(connected, BATCH_ROWS)
-        removed += repair.remove_closed(connected, BATCH_ROWS)
-        repair.remove_stray_ids(connected, BATCH_ROWS)
+        removed = sum(expired.orphans for expired in repair.remove_expired(connected))
+        added = repair.add_missing(connected)
+        removed += repair.remove_closed(connected)
+        repair.remove_stray_ids(connected)
     return f"repaired: {pluralize(added, 'open orphan')} added, {removed:,} removed"

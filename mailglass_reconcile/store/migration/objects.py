@@ -15,8 +15,6 @@ from mailglass_reconcile.store.database import in_schema
 from mailglass_reconcile.store.migration.session import IMPATIENT, PATIENT, Session
 from mailglass_reconcile.store.script import SchemaStep
 
-FILL_BATCH_SIZE = 5_000
-
 # A GRANT that repeats the default privilege would be missing from a dump.
 _STAMP_FUNCTION = """
 DO $$
@@ -82,9 +80,9 @@ def run(session: Session, differences: Iterable[Difference], least_days: str, te
             )
     for step in steps_for(differences, least_days):
         if step is None:
-            tell(f"fill the open orphans from the ledger, {FILL_BATCH_SIZE} in a transaction")
-            added = repair.add_missing(session.connected, FILL_BATCH_SIZE)
-            settled = repair.remove_closed(session.connected, FILL_BATCH_SIZE)
+            tell(f"fill the open orphans from the ledger, {session.connected.limits.batch_rows} in a transaction")
+            added = repair.add_missing(session.connected)
+            settled = repair.remove_closed(session.connected)
             tell(f"{added} open orphans were added, {settled} closed ones removed")
             continue
         tell(step.title)
