@@ -41,7 +41,7 @@ def find_reported_ids():
 @pytest.fixture
 def other_database(anymail_django):
     """A database that is not PostgreSQL."""
-    with another_database(ENGINE="django.db.backends.sqlite3"):
+    with another_database(ENGINE="django.db.backends.sqlite3", NAME=":memory:"):
         yield
 
 
