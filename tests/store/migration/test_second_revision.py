@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -288,6 +287,12 @@ def test_a_new_database_gets_both_revisions_and_equals_an_upgraded_one(
         drop_database(name)
 
 
+WAITING_TO_ALTER = """
+SELECT pid FROM pg_stat_activity
+ WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE 'ALTER TABLE%priority%'
+"""
+
+
 def test_a_transaction_that_holds_the_table_delays_a_revision_and_fails_no_writer(empty_database_url, next_version):
     """The revision is tried again until it gets its lock within a tenth of a second."""
     database = live(empty_database_url)
@@ -295,10 +300,10 @@ def test_a_transaction_that_holds_the_table_delays_a_revision_and_fails_no_write
     with writers(database) as written, ExitStack() as stack:
         with database.writing(ORPHAN.format(id=new_id(), age="1 minute")):
             process = stack.enter_context(next_version.start(database, *COMMAND))
+            wait_until(lambda: database.values(WAITING_TO_ALTER) or process.poll() is not None, 30)
             before = len(written)
-            time.sleep(4)
+            wait_until(lambda: len(written) > before + 50)
             assert process.poll() is None
-            assert len(written) > before + 50
         assert process.wait() == 0, process.output
     assert next_version.run(database, *COMMAND, "--check") == "at revision 0002\n"
 
@@ -332,12 +337,14 @@ def test_each_way_takes_the_lock_of_migrations(empty_database_url, next_version,
         other = stack.enter_context(psycopg.connect(url_of(database), autocommit=True))
         other.execute("SELECT pg_advisory_lock(hashtext('mailglass_reconcile migrate'))")
         process = stack.enter_context(next_version.start(database, *STARTED[way]))
-        waiting = (  # it asks five times a second
-            "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        asking = (  # it does so five times a second
+            "SELECT query_start FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
             " AND (query LIKE '%pg_try_advisory_lock%' OR query = 'COMMIT')"
         )
-        wait_until(lambda: database.values(waiting) or process.poll() is not None, 30)
-        time.sleep(1)
+        asked_at: set[object] = set()
+        wait_until(
+            lambda: asked_at.update(database.values(asking)) or len(asked_at) > 3 or process.poll() is not None, 30
+        )
         assert process.poll() is None
         assert not lines_of_ours(database.objects())
         other.close()
