@@ -104,7 +104,7 @@ CASES = [
     misused("orphans --recipient - <<< canary", "--recipient needs an e-mail address, such as ada@example.com"),
     misused("orphans --recipient - <<< ''", "--recipient needs an e-mail address, such as ada@example.com"),
     misused("orphans --expired --recipient - <<< canary@example.com",
-            "the recipient of an expired orphan is no longer known: leave out --recipient"),
+            "the recipient of an expired event is no longer known: leave out --recipient"),
     prints("orphans --type bounce", "none", "no event has the type bounce; did you mean bounced?"),
     prints("orphans --provider sendgird", "none", "no rule knows sendgird; did you mean sendgrid?"),
     prints("orphans --provider 'Amazon SES'", "none"),
