@@ -11,15 +11,41 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import engines
+from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing.servers import Postgres
 from mailglass_reconcile.testing.servers import postgres_server as postgres
 
-__all__ = ["Postgres", "pgbouncer", "pgbouncer_path", "postgres"]
+__all__ = ["PlainDatabase", "Postgres", "migrated_postgres", "pgbouncer", "pgbouncer_path", "postgres"]
 
 PORT = 6432  # of a Unix socket in a directory of its own
+
+
+@contextmanager
+def migrated_postgres() -> Iterator[Postgres]:
+    """Run a PostgreSQL that may be stopped, whose database is migrated."""
+    with postgres() as server:
+        settings = Settings(database_url=server.url)
+        runner.migrate(engines.create_engine(settings), settings, lambda line: None)
+        yield server
+
+
+class PlainDatabase:
+    """The methods of a test's `db` that factories and tests call, for a database on such a server."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.engine = engine
+
+    def value(self, sql: str) -> Any:
+        """Return one value."""
+        with self.engine.begin() as connection:
+            return connection.exec_driver_sql(sql).scalar_one()
 
 
 def pgbouncer_path() -> str | None:

@@ -20,13 +20,12 @@ from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database as databases
 from mailglass_reconcile.store import engines
-from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 from marking import slow_unless
 from waiting import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.version_independent]
 
 Record = Callable[[str, object], None]
 STATES = ("40001", "40P01", "55P03", "57014", "53100", "53300", "57P01", "25006")
@@ -169,7 +168,6 @@ def _terminate(db: Database, over: threading.Event, times: int) -> None:
 
 @pytest.mark.guard
 def test_a_delivery_locked_for_longer_than_the_sweep_is_left_and_the_rest_is_linked(db: Database) -> None:
-    """The sweep does not wait; the next one links it."""
     factories.insert_pairs(db, 6)
     with db.engine.begin() as connection:
         connection.exec_driver_sql(
@@ -249,7 +247,6 @@ def test_a_stricter_default_isolation_changes_nothing(db: Database, isolation: s
 
 
 def test_a_fail_over_to_read_only_and_back_needs_no_restart(db: Database) -> None:
-    """Meanwhile a sweep fails and says so; then the same engine works again."""
     factories.insert_pairs(db, 6)
     db.set_default("default_transaction_read_only", "on")
     result = sweep(db)
@@ -302,7 +299,7 @@ def _links_all(expected: int) -> bool:
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[servers.Postgres]:
     """A PostgreSQL that may be killed."""
-    with servers.postgres() as server:
+    with servers.migrated_postgres() as server:
         yield server
 
 
@@ -312,9 +309,7 @@ def test_a_server_restarted_immediately_during_a_sweep_loses_no_link(
     """The sweep waits for it or fails; the next one links the rest."""
     settings = Settings(database_url=SecretStr(own_server.url), redis_url=SecretStr(redis_url), batch_size=1)
     engine = engines.create_engine(settings)
-    if runner.find_missing_objects(engine, settings):
-        runner.migrate(engine, settings, lambda line: None)
-    plain = _Plain(engine)
+    plain = servers.PlainDatabase(engine)
     rounds = 10 if FULL else 2
     for number in range(rounds):
         wait_until(lambda: _answers(engine))
@@ -329,18 +324,6 @@ def test_a_server_restarted_immediately_during_a_sweep_loses_no_link(
         assert result.linked + second.linked == 10
         assert plain.value(APPENDED) == 10 * (number + 1)
     record_property("fault", ("immediate stop and start in mid-sweep", rounds))
-
-
-class _Plain:
-    """An engine with the methods of a test's `db` that the factories call."""
-
-    def __init__(self, engine: sa.Engine) -> None:
-        self.engine = engine
-
-    def value(self, sql: str) -> object:
-        """Return one value."""
-        with self.engine.begin() as connection:
-            return connection.exec_driver_sql(sql).scalar_one()
 
 
 def _restart_once(server: servers.Postgres, at: int) -> Callable[[SweepResult], None]:
