@@ -11,6 +11,9 @@ from typing import Literal
 
 import sqlalchemy as sa
 
+COMMIT = b"COMMIT\0"
+"""The simple query as libpq sends it; `BEGIN ISOLATION LEVEL READ COMMITTED` does not hold it."""
+
 Fault = Literal["before", "after"]
 """Drop the connection before the message reaches the server, or after the server has answered it."""
 

@@ -12,12 +12,11 @@ import sqlalchemy as sa
 
 import factories
 import mailglass_reconcile
-import processes
 from database import Database
 from faults.runs import FULL
-from processes import Process
+from faults.works import Killable, killable_process
 
-pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.version_independent]
 
 Record = Callable[[str, object], None]
 PROCESSES = 8
@@ -28,13 +27,10 @@ TYPES = ("delivered", "opened", "bounced", "deferred", "complained", "dispatched
 
 
 @pytest.fixture
-def sweepers(db: Database, redis_url: str) -> Iterator[list[Process]]:
+def sweepers(db: Database, redis_url: str) -> Iterator[list[Killable]]:
     """Eight processes that sweep on request, without any lock."""
-    environment = {**db.environment(redis_url), "PYTHONPATH": "tests"}
-    command = ["-m", "faults.sweeper", "--serve"]
     with ExitStack() as stack:
-        starting = [processes.start(command, environment, stdin=True, exit_code=0) for _ in range(PROCESSES)]
-        yield [stack.enter_context(process) for process in starting]
+        yield [stack.enter_context(killable_process(db, redis_url, "sweep")) for _ in range(PROCESSES)]
 
 
 def crowd(db: Database, draw: random.Random, orphans: int) -> list[str]:
@@ -58,20 +54,19 @@ def seeds() -> list[tuple[int, int, int]]:
 @pytest.mark.parametrize(("first", "number", "orphans"), seeds())
 def test_eight_processes_without_a_lock_link_each_orphan_once(
     db: Database,
-    sweepers: list[Process],
+    sweepers: list[Killable],
     first: int,
     number: int,
     orphans: int,
     record_property: Record,
 ) -> None:
-    """Each process sweeps once with its own batch size; what they linked adds up to the ledger."""
     for seed in range(first, first + number):
         draw = random.Random(seed)
         crowd(db, draw, orphans)
         before = db.count_links()
         for process in sweepers:
-            process.write_line(draw.choice((1, 3, 10, 50, 200)))
-        results = [json.loads(process.read_line()) for process in sweepers]
+            process.begin(MAILGLASS_BATCH_SIZE=draw.choice((1, 3, 10, 50, 200)))
+        results = [json.loads(line) for process in sweepers for line in process.end()[1]]
         linked = sum(result["linked"] for result in results)
         assert [result["status"] for result in results] == ["ok"] * PROCESSES, seed
         assert linked == db.count_links() - before, seed

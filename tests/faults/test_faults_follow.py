@@ -1,82 +1,36 @@
-"""Faults of `follow`: killed anywhere, Postgres and Redis restarted; nothing is lost or doubled."""
+"""Faults of `follow`: Postgres and Redis restarted; nothing is lost or doubled."""
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 
 import factories
-import mailglass_reconcile
-import processes
 from commands import count_linked, follow, sweeps
 from database import APPENDED, Database
 from faults import servers
 from faults.redis_servers import PASSWORD, needs_debians_redis, server
-from faults.runs import FULL
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
-from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing.servers import free_port
 from processes import Process
 from waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.long, pytest.mark.slow]
 
 Record = Callable[[str, object], None]
-TESTS = Path(__file__).parent.parent
-ORPHANS = 3
 IN_THE_FUTURE = -240
 """An arrival so far ahead of the database's clock that every recent sweep of the next minutes looks at it."""
-
-
-def test_follow_killed_at_any_fail_point_is_repaired_by_the_next_tick(
-    db: Database, redis_url: str, record_property: Record
-) -> None:
-    """SIGKILL comes around each statement, COMMIT and publishing, with three orphans in batches of two."""
-    kills = 0
-    for number in range(1, 60) if FULL else (19, 24, 26, 28):
-        before = db.count_links()
-        factories.insert_pairs(db, ORPHANS, age_seconds=IN_THE_FUTURE)
-        more = {"MAILGLASS_BATCH_SIZE": "2", "SWEEPER_DIES_AT": str(number), "SWEEPER_FOLLOWS": "yes"}
-        environment = {**db.environment(redis_url), **more, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
-        assert processes.run(["-m", "faults.sweeper"], environment).returncode == -9
-        db.wait_until_alone()
-        kills += 1
-        result = mailglass_reconcile.reconcile_recent()
-        assert result.status == "ok"
-        assert db.count_links() == before + ORPHANS
-    record_property("fault", ("follow killed at a fail point", kills))
 
 
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[servers.Postgres]:
     """A PostgreSQL that may be stopped."""
-    with servers.postgres() as server:
-        settings = Settings(database_url=server.url)
-        runner.migrate(engines.create_engine(settings), settings, lambda line: None)
+    with servers.migrated_postgres() as server:
         yield server
 
 
-class Plain:
-    """The methods of a test's `db` that the helpers call, for a database on a server of its own."""
-
-    def __init__(self, url: str) -> None:
-        self.engine = engines.create_engine(Settings(database_url=url))
-
-    def count_links(self) -> int:
-        """Return the number of links."""
-        with self.engine.begin() as connection:
-            return connection.exec_driver_sql(APPENDED).scalar_one()
-
-    def count_doubled(self) -> int:
-        """Return the number of orphans with more than one link."""
-        with self.engine.begin() as connection:
-            return connection.execute(sa.text(DOUBLED)).scalar_one()
-
-
-DOUBLED = """
+LINKED_TWICE = """
 SELECT count(*) FROM (SELECT metadata ->> 'reconciled_from_event_id' FROM mailglass_events WHERE type = 'reconciled'
                        GROUP BY 1 HAVING count(*) > 1) AS twice
 """
@@ -87,7 +41,7 @@ def wait_for_log(process: Process, words: str, times: int = 1) -> None:
     process.wait_for(lambda: process.stderr.count(words) == times, 30)
 
 
-def link_one_more(db: Plain, process: Process, expected: int) -> None:
+def link_one_more(db: servers.PlainDatabase, process: Process, expected: int) -> None:
     """Insert one more pair, and wait until it is linked."""
     factories.insert_pairs(db, 1, age_seconds=IN_THE_FUTURE)
     wait_until(lambda: count_linked(process) == expected)
@@ -100,7 +54,8 @@ def test_follow_outlives_restarts_of_postgres_and_of_redis_and_says_so_in_a_line
     """One line says that it was lost, one that it is back; every orphan is linked once. An aborted sweep is logged
     too.
     """
-    db, port = Plain(own_server.url), free_port()
+    db = servers.PlainDatabase(engines.create_engine(Settings(database_url=own_server.url)))
+    port = free_port()
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MAILGLASS_")}
     redis_url = f"redis://:{PASSWORD}@127.0.0.1:{port}/0"
     environment = {**inherited, "MAILGLASS_DATABASE_URL": own_server.url, "MAILGLASS_REDIS_URL": redis_url}
@@ -127,7 +82,7 @@ def test_follow_outlives_restarts_of_postgres_and_of_redis_and_says_so_in_a_line
         wait_for_log(process, "cannot publish to MAILGLASS_REDIS_URL", 2)
     assert process.stderr.count("\n") == 3
     assert [bool(sweep["publish_failed"]) for sweep in sweeps(process)] == [*(links_expected - 1) * [True], False, True]
-    assert (db.count_links(), db.count_doubled()) == (3 + links_expected + 1, 0)
+    assert (db.value(APPENDED), db.value(LINKED_TWICE)) == (3 + links_expected + 1, 0)
     record_property("fault", ("restarts under follow", 4))
 
 
