@@ -18,7 +18,7 @@ from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 from waiting import settle
 
-pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.version_independent]
 
 Record = Callable[[str, object], None]
 ORPHANS = 30
@@ -44,7 +44,6 @@ def sweep(db: Database, url: str, at_batch: int = 0, act: Callable[[], object] =
 
 @pytest.mark.guard
 def test_a_redis_that_refuses_loses_no_link(db: Database) -> None:
-    """Nothing listens on the port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     assert sweep(db, f"redis://127.0.0.1:{port}/0").publish_failed == 2 * ORPHANS
@@ -52,14 +51,14 @@ def test_a_redis_that_refuses_loses_no_link(db: Database) -> None:
 
 @pytest.mark.guard
 def test_a_redis_that_never_answers_costs_a_second_in_all(db: Database) -> None:
-    """It accepts the connection and never answers; a timeout of half a second applies twice if the sweep lasts."""
+    """A timeout of half a second applies twice if the sweep lasts."""
     with silent() as (port, accepted):
         assert sweep(db, f"redis://127.0.0.1:{port}/0").publish_failed == 2 * ORPHANS
         assert 1 <= len(accepted) <= 2
 
 
 def test_a_redis_that_stops_answering_during_a_sweep_costs_a_second_in_all(db: Database, valkey: Valkey) -> None:
-    """Its process is stopped by SIGSTOP; it executes what it was sent when it continues."""
+    """SIGSTOP stops the process; when it continues, it executes what it was sent."""
     with _paused(valkey) as pause:
         result = sweep(db, valkey.url, 10, pause)
     assert result.published == 20
@@ -78,13 +77,12 @@ def _paused(valkey: Valkey) -> Iterator[Callable[[], None]]:
 
 
 def test_a_redis_that_ends_during_a_sweep_loses_the_messages_after_it(db: Database, valkey: Valkey) -> None:
-    """It does not come back."""
     assert sweep(db, valkey.url, 10, valkey.stop).published == 20
 
 
 @pytest.mark.parametrize("batches", [0, 10])
 def test_a_redis_without_memory_loses_no_link(db: Database, valkey: Valkey, batches: int) -> None:
-    """It may refuse or run the script; messages that it accepts are published."""
+    """Redis may refuse or run the script; messages that it accepts are published."""
 
     def fill() -> None:
         valkey.command("CONFIG", "SET", "maxmemory", 1)
@@ -102,7 +100,6 @@ def test_a_redis_without_memory_loses_no_link(db: Database, valkey: Valkey, batc
 
 
 def test_a_redis_restarted_during_a_sweep_is_used_again(db: Database, valkey: Valkey) -> None:
-    """It restarts at once; lost messages are counted."""
 
     def restart() -> None:
         valkey.stop()

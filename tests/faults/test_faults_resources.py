@@ -16,7 +16,7 @@ from mailglass_reconcile.store.database import Database as Handle
 from mailglass_reconcile.sweep import reconciler
 from marking import slow_unless
 
-pytestmark = pytest.mark.version_independent
+pytestmark = [pytest.mark.long, pytest.mark.version_independent]
 
 _BOUNDS = "SELECT current_setting('lock_timeout'), current_setting('statement_timeout')"
 

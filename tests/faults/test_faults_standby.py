@@ -18,7 +18,7 @@ from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 from waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.long, pytest.mark.slow]
 
 # The sweep's COMMIT only: an autovacuum's COMMIT waits too, and may do so while the sweep still reads.
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND backend_type = 'client backend'"

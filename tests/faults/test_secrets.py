@@ -216,7 +216,6 @@ def test_an_unreachable_or_refusing_redis_says_nothing_of_its_password(db: Datab
 def test_the_commands_print_none_of_them(
     db: Database, redis_url: str, capture: Capture, broken: dict[str, str], command: tuple[str, ...]
 ) -> None:
-    """Neither stdout nor stderr has them, whatever the exit code."""
     plant(db)
     code = (
         "import sys, logging; logging.basicConfig(level=0); from mailglass_reconcile.cli import main; sys.exit(main())"
