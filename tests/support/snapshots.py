@@ -16,7 +16,7 @@ PATTERNS = (
     (r"\b(?:\d+|an?) (hour|day)s? ago", r"N \1s ago"),
     (r"\(in (?:\d+|an?) (hour|day)s?\)", r"(in N \1s)"),
     (r"\bin [\d,]+ (?:ms|seconds)$", "in N ms"),
-    (r"^(│ TIME .*│) +[\d,]+ │$", r"\1 N │"),
+    (r"^(│ TIME .*│) +[\d,]+ +│$", r"\1 N │"),
     (r" +(?=[│┃])", " "),
     (r"([─━])\1+", r"\1"),
 )
