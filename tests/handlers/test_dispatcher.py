@@ -519,7 +519,6 @@ def test_what_would_not_run_when_it_is_called_is_refused(handler_db, handler):
         on_event("bounced", name="never")(handler)
 
 
-@pytest.mark.filterwarnings("error")
 def test_a_handler_that_took_too_long_in_python_has_failed(handler_db):
     """Postgres limits its statements only."""
     on_event("bounced", name="slow")(_do_nothing)
@@ -527,6 +526,7 @@ def test_a_handler_that_took_too_long_in_python_has_failed(handler_db):
         execution.call_handler(registry.get_handler("slow"), None, None, seconds=0)
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_handler_that_returns_a_coroutine_has_failed(handler_db):
     """A decorator may hide that the function is one."""
     on_event("bounced", name="asynchronous")(_hidden(_asynchronous))
