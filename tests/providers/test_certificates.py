@@ -160,7 +160,7 @@ def test_all_requests_together_wait_at_most_five_seconds_a_minute_for_what_is_no
 def test_an_address_that_failed_is_not_tried_again_for_a_minute(service):
     """SNS's last repetition, a minute after the first attempt, tries it again."""
     service.may.set()
-    store = CertificateStore()
+    store = CertificateStore(unknown_wait_seconds=1.0)
     for _ in range(3):
         with pytest.raises(UnavailableError, match="not there: try again"):
             store.require(service.source("missing"))
