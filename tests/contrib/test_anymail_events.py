@@ -85,21 +85,6 @@ def test_a_retry_holds_the_same_events_in_whatever_order(events_of, provider):
     assert ids(events_of(provider, *payloads)) == ids(events_of(provider, *reversed(payloads)))[::-1]
 
 
-@pytest.mark.parametrize(
-    ("provider", "fields", "metadata"),
-    [
-        (SENDGRID, {"sg_machine_open": True}, {"machine": True}),
-        (MAILGUN, {"client-info": {"bot": "apple"}}, {"machine": True}),
-        (MAILGUN, {"client-info": {"bot": ""}}, {}),
-    ],
-    ids=["SendGrid", "Mailgun", "a person"],
-)
-def test_an_open_by_a_machine_says_so(events_of, provider, fields, metadata):
-    """Our own readers do so, too."""
-    (event,) = events_of(provider, payload(provider, "opened") | fields)
-    assert event.metadata == metadata
-
-
 def test_a_bounce_of_ses_through_two_topics_is_one_event(post):
     """The event has an id of its own, the same in both notifications."""
     bounce = payload(SES, "bounced")
