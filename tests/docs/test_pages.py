@@ -175,13 +175,17 @@ def test_the_cron_lines_pass_the_settings_of_their_file_to_the_command(db, tmp_p
         "".join(f"{name}='{value}'\n" for name, value in settings_of_test.items() if name.startswith("MAILGLASS_"))
     )
     lines = re.findall(r"^\S+ +\S+ +\* +\* +\* +app +(.*)$", (DOCS / "deploy.md").read_text(), re.MULTILINE)
-    assert [re.findall(r"mailglass-reconcile (\w+)", line) for line in lines] == [["sweep"], ["dispatch"], ["prune"]]
-    for line in lines:
-        local_line = line.replace("/etc/mailglass.env", str(file)).replace("mailglass-reconcile", str(COMMAND))
-        local_line = local_line.replace("/opt/app", str(tmp_path))
-        alone = {"PATH": "/usr/bin:/bin"}
-        result = processes.run(["sh", "-c", local_line], alone)
-        assert result.stdout + result.stderr == ""
+    names = [re.findall(r"mailglass-reconcile (\w+)", line) for line in lines]
+    assert names == [["sweep"], ["dispatch"], ["prune"], ["status"]]
+
+    def output(line):
+        local_line = line.replace("/opt/app/.venv/bin/mailglass-reconcile", str(COMMAND))
+        local_line = local_line.replace("/opt/app", str(tmp_path)).replace("/etc/mailglass.env", str(file))
+        result = processes.run(["sh", "-c", local_line], {"PATH": "/usr/bin:/bin"})
+        return result.stdout + result.stderr
+
+    assert output(lines[-1]).startswith("unhealthy: "), "no sweep has run"
+    assert [output(line) for line in lines] == [""] * len(lines)
     assert db.value("SELECT count(*) FROM mailglass_handled_types WHERE handler = 'audit'") == 1
     runs = db.rows("SELECT kind, status FROM mailglass_reconcile_runs ORDER BY started_at")
     assert [tuple(run) for run in runs] == [("full", "ok"), ("dispatch", "ok"), ("prune", "ok")]
