@@ -277,7 +277,10 @@ PROVIDER = Provider(
     ),
     documentation="https://docs.aws.amazon.com/ses/latest/dg/event-publishing-retrieving-sns-contents.html",
     event_selection="all event types, with the original headers",
-    retries="3, after 20 seconds each, unless the subscription has another delivery policy",
+    retries=(
+        "3, after 20 seconds each, unless the subscription has another delivery policy, "
+        "and none after a 4xx other than 429"
+    ),
     setup=Setup(
         message_id="`mail.messageId`",
         over_smtp=(
