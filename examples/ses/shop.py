@@ -30,7 +30,7 @@ async def send(to: Annotated[str, Body(embed=True)]) -> dict[str, Any]:
         Content={"Simple": {"Subject": {"Data": "Your order"}, "Body": {"Text": {"Data": "It is on its way."}}}},
     )
     sent = [Sent(recipient=to, message_id=answer["MessageId"])]
-    async with AsyncSession(engine) as session, session.begin():
+    async with AsyncSession(engine) as session, session.begin():  # broadcasts by itself when it commits
         recorded = await session.run_sync(record_send, provider="ses", sent=sent)
     return {"delivery_id": recorded[0].delivery_id, "linked": recorded[0].linked}
 

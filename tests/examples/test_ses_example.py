@@ -1,5 +1,6 @@
 """`examples/ses`, with a server that answers as SES does, and notifications that are signed as SNS signs."""
 
+import configparser
 import importlib.util
 import json
 import re
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 import botocore.session
 import botocore.validate
 import pytest
+import sqlalchemy as sa
 from botocore import xform_name
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
@@ -99,8 +101,12 @@ def test_a_command_of_aws_calls_an_operation_with_parameters_that_it_has(text):
     members = {f"--{xform_name(member, '-')}": member for member in operation.input_shape.members}
     members["--notification-endpoint"] = "Endpoint"  # whose name the command line has for itself
     parameters = {}
-    for option, value in zip(words[::2], words[1::2], strict=True):
-        member = members[option]
+    while words:
+        member = members[words.pop(0)]
+        if operation.input_shape.members[member].type_name == "boolean":
+            parameters[member] = True
+            continue
+        value = words.pop(0)
         parsed = json.loads(value) if value.startswith("{") else value
         is_text = operation.input_shape.members[member].type_name == "string"
         parameters[member] = value if is_text else parsed
@@ -131,6 +137,38 @@ def test_the_consumer_records_what_a_queue_has_and_leaves_what_it_cannot_read(db
     assert deleted == ["1", "2"]
     assert "a message cannot be read" in caplog.text
     assert db.rows("SELECT type FROM mailglass_events ORDER BY type") == [("bounced",), ("delivered",)]
+
+
+def test_the_consumer_leaves_a_message_in_the_queue_that_it_cannot_record(monkeypatch):
+    monkeypatch.setenv("MAILGLASS_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", EXPORTED["AWS_DEFAULT_REGION"])
+    body = json.dumps(ses_event("Bounce", MESSAGE_ID, ["bounce@simulator.amazonses.com"], senders.NOW))
+    deleted: list[str] = []
+    module = load("consumer.py")
+    module.sqs = types.SimpleNamespace(
+        receive_message=lambda **_options: {"Messages": [{"Body": body, "ReceiptHandle": "1"}]},
+        delete_message=lambda QueueUrl, ReceiptHandle: deleted.append(ReceiptHandle),  # noqa: N803 - boto3's names
+    )
+    with pytest.raises(sa.exc.OperationalError):
+        module.consume("https://sqs.eu-central-1.amazonaws.com/123456789012/mail")
+    assert deleted == []
+
+
+def test_the_code_of_the_page_is_that_of_the_application():
+    (block,) = [block for block in pages.blocks(readme.EXAMPLES / "ses" / "README.md") if block.language == "python"]
+    assert set(block.text.splitlines()) <= set((readme.EXAMPLES / "ses" / "shop.py").read_text().splitlines())
+
+
+def test_the_unit_of_the_page_starts_the_consumer_again_after_any_error():
+    (unit,) = [block.text for block in pages.blocks(readme.EXAMPLES / "ses" / "README.md") if "[Service]" in block.text]
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.optionxform = str
+    parser.read_string(unit)
+    service = parser["Service"]
+    assert (service["User"], service["EnvironmentFile"]) == ("app", "/etc/mailglass.env")
+    assert (service["Restart"], parser["Install"]["WantedBy"]) == ("always", "multi-user.target")
+    (command,) = [command.text for command in readme.commands("ses") if command.text.endswith("012/mail")]
+    assert service["ExecStart"] == f"/opt/app/.venv/bin/{command}"
 
 
 def test_the_lines_of_cron_are_those_of_the_page_on_deployment():
