@@ -1,8 +1,8 @@
 """The README and the links of the package's metadata, as a package index shows them.
 
-Links of the README into docs/ work in the repository and in the built site. An index needs whole addresses: the
-project's is set once, in pyproject.toml, `[tool.hatch.metadata.hooks.custom] address`. While it is empty, the links
-stay as they are.
+Links of the README into docs/ and examples/ work in the repository and in the built site. An index needs whole
+addresses: the project's is set once, in pyproject.toml, `[tool.hatch.metadata.hooks.custom] address`. While it is
+empty, the links stay as they are.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Readme(MetadataHookInterface):
 
 
 def addressed(text: str, address: str) -> str:
-    """Return a README whose links into docs/ are whole addresses; pictures need the file itself."""
+    """Return a README whose links into docs/ and examples/ are whole addresses; pictures need the file itself."""
     if not address:
         return text
     text = re.sub(r"(!\[[^\]]*\]\()(docs/[^)]+\))", rf"\1{address}/raw/main/\2", text)
-    return re.sub(r"(\]\()(docs/[^)]+\))", rf"\1{address}/blob/main/\2", text)
+    return re.sub(r"(\]\()((?:docs|examples)/[^)]+\))", rf"\1{address}/blob/main/\2", text)

@@ -1,4 +1,4 @@
-"""What the site has beyond the files of docs/: the README as first page, and the changelog."""
+"""What the site has beyond the files of docs/: the README as first page, the changelog, and an example's page."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-GENERATED = {"index.md": "README.md", "changelog.md": "CHANGELOG.md"}
+GENERATED = {"index.md": "README.md", "changelog.md": "CHANGELOG.md", "ses.md": "examples/ses/README.md"}
 LOADED = re.compile(r"""<(?:script|img|iframe|link rel="stylesheet")[^>]* (?:src|href)="(?:https?:)?//[^"]*""")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages whose files stand in the repository's top folder, with links as from docs/."""
+    """Add the pages whose files stand outside docs/, with links as from docs/."""
     for page, file in GENERATED.items():
-        text = (ROOT / file).read_text().replace("](docs/", "](")
+        text = re.sub(r"\]\((?:\.\./)*docs/", "](", (ROOT / file).read_text())
         files.append(File.generated(config, page, content=text))
     return files
 
 
 def on_page_markdown(markdown: str, **_kwargs: Any) -> str:
-    """Return a page whose links to the files in the repository's top folder lead to the pages made of them."""
+    """Return a page whose links to the files outside docs/ lead to the pages made of them."""
     for page, file in GENERATED.items():
-        markdown = markdown.replace(f"](../{file}", f"]({page}")
+        markdown = re.sub(rf"\]\((?:\.\./)*{re.escape(file)}", f"]({page}", markdown)
     return markdown
 
 

@@ -112,8 +112,8 @@ def test_no_block_has_a_password_that_a_reader_may_forget_to_change():
     assert [f"{block.page}:{block.line}" for block in blocks if re.search(r"change-?me", block.text, re.I)] == []
 
 
-SITE = {pages.README, pages.ROOT / "CHANGELOG.md"}
-"""Pages of the site that stand in the top folder; docs/hooks.py changes links to them."""
+SITE = {pages.README, pages.ROOT / "CHANGELOG.md", pages.ROOT / "examples" / "ses" / "README.md"}
+"""Pages of the site that stand outside docs/; docs/hooks.py changes links to them."""
 
 
 @pytest.mark.parametrize(
@@ -214,13 +214,14 @@ def test_the_snippets_for_async_code_are_those_of_the_example():
 
 
 def test_a_package_index_gets_absolute_links_once_the_project_has_a_url():
-    """Each link and picture of the README into docs/ is made absolute; until then, they do not change."""
+    """Each link and picture of the README to a file is made absolute; until then, they do not change."""
     readme = pages.README.read_text()
     specification = importlib.util.spec_from_file_location("hatch_build", pages.ROOT / "hatch_build.py")
     hook = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(hook)
     assert hook.addressed(readme, "") == readme
     readme_of_index = hook.addressed(readme, "https://example.com/x")
-    assert "](docs/" not in readme_of_index
+    assert set(re.findall(r"\]\((?!https://|#)[^)]*", readme_of_index)) == set()
     assert "](https://example.com/x/raw/main/docs/race.svg)" in readme_of_index
     assert "](https://example.com/x/blob/main/docs/django.md)" in readme_of_index
+    assert "](https://example.com/x/blob/main/examples/ses/README.md)" in readme_of_index
