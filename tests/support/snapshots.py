@@ -42,6 +42,6 @@ def snapshot(request: pytest.FixtureRequest) -> Snapshot:
             file.parent.mkdir(exist_ok=True)
             file.write_text(text)
         expected = file.read_text() if file.exists() else ""
-        assert text == expected, f"if it is as it should be, `pytest {request.path} --update-snapshots` writes {file}"
+        assert text == expected, f"if this is right, `pytest {request.path.name} --update-snapshots` writes {file.name}"
 
     return compare
