@@ -23,6 +23,7 @@ from unittest.mock import Mock
 
 import click
 import json_schemas
+import yaml
 from prometheus_client.core import Metric
 
 from bench.results import number
@@ -239,6 +240,7 @@ def blocks() -> dict[str, str]:
             family for family in receiver_metrics.families({}) if family.name != f"{exposition.PREFIX}messages"
         ),
         "instruments": instruments(),
+        "alerts": alerts(),
         **runbook(),
         "states": states(),
         **{name: setup(registry.get_provider(name)) for name in registry.PROVIDERS},
@@ -461,6 +463,20 @@ NEWEST = {
     "cryptography": "50.0",
 }
 """The newest version that CI runs; of servers the lowest too."""
+
+
+def alerts() -> str:
+    """Return the rules of Prometheus, each with its severity, its summary and its section of the doctor's page."""
+    rows = ["| alert | severity | it means |", "|---|---|---|"]
+    for group in yaml.safe_load((DOCS / "monitoring" / "alerts.yml").read_text())["groups"]:
+        for rule in group["rules"]:
+            severity, summary = rule["labels"]["severity"], rule["annotations"]["summary"]
+            target = rule["annotations"]["runbook_url"].removeprefix("docs/")
+            if "{{" in severity:
+                severity, target = "that of the finding", "doctor.md#fast-checks"
+                summary = "A check of the doctor has found an error (critical) or a warning"
+            rows.append(f"| [`{rule['alert']}`]({target}) | {severity} | {summary} |")
+    return "\n".join(rows) + "\n"
 
 
 def versions() -> str:

@@ -11,6 +11,9 @@ import yaml
 
 import commands
 import pages
+from mailglass_reconcile.cli import serve
+from mailglass_reconcile.providers import registry
+from mailglass_reconcile.receiver import app
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
 from mailglass_reconcile.store import revision
 
@@ -146,6 +149,88 @@ def test_prometheus_scrapes_ports_that_are_open():
     assert {"web:8080", "receive:8081"} <= set(re.findall(r"`(\w+:\d+)`", page))
 
 
+INGRESS, POD_MONITOR = (
+    yaml.safe_load(block.text) for block in pages.blocks(pages.ROOT / "docs" / "deploy.md") if block.language == "yaml"
+)
+"""What the page gives to paste."""
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_ingress_of_the_page_is_valid_and_exposes_webhooks_only(version):
+    """`/metrics` of the receiver stays inside."""
+    kubernetes_validate.validate(INGRESS, version, strict=True)
+    (rule,) = INGRESS["spec"]["rules"]
+    for path in rule["http"]["paths"]:
+        assert (path["pathType"], path["path"].removeprefix("/") in registry.PROVIDERS) == ("Exact", True)
+        service = path["backend"]["service"]
+        (port,) = [
+            row["spec"]["ports"][0]
+            for row in OBJECTS
+            if (row["kind"], row["metadata"]["name"]) == ("Service", service["name"])
+        ]
+        assert (service["name"], service["port"]["name"]) == ("mailglass-receive", port["name"])
+
+
+def test_the_pod_monitor_of_the_page_gives_receivers_the_job_that_an_alert_expects():
+    """It scrapes exactly the pods with metrics, with the key of the Secret that they have."""
+    (endpoint,) = POD_MONITOR["spec"]["podMetricsEndpoints"]
+    (relabel,) = endpoint["relabelings"]
+    deployed = [row for row in OBJECTS if "template" in row.get("spec", {})]
+    templates = {row["metadata"]["name"]: row["spec"]["template"] for row in deployed}
+    selected = {
+        name: template["metadata"]["labels"]
+        for name, template in templates.items()
+        if POD_MONITOR["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+        if any(port["name"] == endpoint["port"] for port in template["spec"]["containers"][0].get("ports", ()))
+    }
+    assert set(selected) == {"mailglass-receive", "mailglass-web"}
+    component = "app.kubernetes.io/component"
+    assert relabel["sourceLabels"] == [f"__meta_kubernetes_pod_label_{re.sub('[./]', '_', component)}"]
+    relabeled = [name for name, labels in selected.items() if re.fullmatch(relabel["regex"], labels[component])]
+    assert relabeled == ["mailglass-receive"]
+    rules = (pages.ROOT / "docs/monitoring/alerts.yml").read_text()
+    assert (relabel["targetLabel"], set(re.findall(r'job="([\w-]+)"', rules))) == ("job", {relabel["replacement"]})
+    assert endpoint["authorization"]["credentials"] == {"name": "mailglass", "key": "web-token"}
+
+
+def test_the_page_has_the_connections_of_all_objects_together():
+    """Two for each process of a worker, eight threads and one more for a receiver, and those of the dashboard."""
+    (worker,) = PODS["mailglass-worker"]["containers"]
+    processes = int(worker["args"][worker["args"].index("--concurrency") + 1])
+    replicas = {row["metadata"]["name"]: row["spec"]["replicas"] for row in OBJECTS if row["kind"] == "Deployment"}
+    total = (
+        replicas["mailglass-worker"] * processes * 2
+        + replicas["mailglass-receive"] * (app.THREADS + 1)
+        + replicas["mailglass-web"] * serve.CONNECTIONS
+    )
+    assert f"at most {total} [connections]" in PAGES["deploy.md"]
+
+
+def test_a_worker_that_exits_at_its_start_stops_a_rollout():
+    """Without a probe a pod is available at once, unless it must run for a while."""
+    specs = {row["metadata"]["name"]: row["spec"] for row in OBJECTS if row["kind"] == "Deployment"}
+    unprobed = [name for name in specs if "readinessProbe" not in PODS[name]["containers"][0]]
+    assert unprobed == ["mailglass-worker", "mailglass-beat"]
+    assert specs["mailglass-worker"]["minReadySeconds"] >= 10
+
+
+@pytest.mark.parametrize(
+    ("name", "retries"),
+    [
+        ("mailgun", "none for `delivered`"),
+        ("mailersend", "2, after 10 and 100 seconds"),
+        ("ses", "3, after 20 seconds each, unless the subscription has another delivery policy"),
+    ],
+)
+def test_the_providers_that_soon_stop_repeating_are_named(name, retries):
+    """The page says which webhooks an upgrade could lose; Brevo's rule is no count of retries."""
+    record = registry.get_provider(name)
+    assert retries in record.retries
+    (exceptions,) = re.findall(r"most providers\s+\[repeat.*?\n- ", PAGES["deploy.md"], re.DOTALL)
+    assert record.title in exceptions
+    assert "Brevo" in exceptions
+
+
 def test_pages_alerts_and_dashboard_name_metrics_and_tables_that_exist():
     """Another test compares the table of monitoring.md with a scrape; this one compares all other pages."""
     metrics = set(re.findall(r"^\| `(\w+)` \|", PAGES["monitoring.md"], re.MULTILINE))
@@ -158,7 +243,8 @@ def test_pages_alerts_and_dashboard_name_metrics_and_tables_that_exist():
 def test_the_page_makes_the_secret_that_the_manifests_read():
     """One command does it, with a file for each key."""
     text = (pages.ROOT / "docs" / "deploy.md").read_text()
-    assert set(re.findall(r"--from-file=([\w-]+)", text)) == SECRETS
+    (command,) = re.findall(r"^ *\$ kubectl create secret .*", text, re.M)
+    assert set(re.findall(r"--from-file=([\w-]+)", command)) == SECRETS
     mounted = {
         item["key"]
         for pod in PODS.values()

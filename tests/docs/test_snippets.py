@@ -45,6 +45,7 @@ ELSEWHERE = {
     ("performance.md", "sql"): "by the test of queries and settings for sizing, below",
     ("personal-data.md", "sql"): "by the test of an export, below",
     ("deploy.md", "cron"): "test_pages.py",
+    ("deploy.md", "yaml"): "test_deploy.py",
     ("monitoring.md", "yaml"): "monitoring/test_files.py",
 }
 """Blocks that another test runs."""
@@ -55,6 +56,7 @@ NOT_RUN = {
     ("README.md", "it needs Docker"),
     ("with-mailglass.md", "it needs Docker; tests/cli/test_follow.py runs `follow`"),
     ("deploy.md", "it needs a registry"),
+    ("deploy.md", "it needs a cluster"),
     ("deploy.md", "no nginx is installed here"),
     ("deploy.md", "no systemd is running here; a test reads the units"),
     ("deploy.md", "tests/docs/test_kubernetes.py follows these steps"),
@@ -402,7 +404,9 @@ def _refuse_duplicate_keys(pairs: list[tuple[str, object]]) -> dict[str, object]
 
 
 @pytest.mark.parametrize(
-    "block", [block for block in ALL if block.language == "yaml"], ids=lambda code_block: code_block.page
+    "block",
+    [block for block in ALL if block.language == "yaml" and "scrape_configs" in block.text],
+    ids=lambda code_block: code_block.page,
 )
 def test_yaml_on_a_page_is_a_valid_prometheus_configuration(block):
     """Its rule files exist, and its jobs scrape; monitoring/test_files.py reads the rules."""

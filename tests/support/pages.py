@@ -83,7 +83,7 @@ def commands_with_output(block: Block) -> list[Command]:
         text, *lines = part.rstrip("\n").split("\n")
         heredoc = re.search(r"<<'(\w+)'", text)
         while lines and (
-            text.endswith("\\") or text.count("'") % 2 or (heredoc and not text.endswith(f"\n{heredoc[1]}"))
+            text.endswith(("\\", "&&")) or text.count("'") % 2 or (heredoc and not text.endswith(f"\n{heredoc[1]}"))
         ):
             text += "\n" + lines.pop(0)
         commands_found.append(Command(text, "\n".join(lines)))
