@@ -46,6 +46,7 @@ ELSEWHERE = {
     ("personal-data.md", "sql"): "by the test of an export, below",
     ("deploy.md", "cron"): "test_pages.py",
     ("deploy.md", "yaml"): "test_deploy.py",
+    ("deploy.md", "text"): "stories/test_redis_servers.py",
     ("monitoring.md", "yaml"): "monitoring/test_files.py",
 }
 """Blocks that another test runs."""

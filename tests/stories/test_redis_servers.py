@@ -1,6 +1,7 @@
 """Broadcasts, lock and results on Redis as operators run it: with TLS and a CA of its own, and with Sentinel."""
 
 import asyncio
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from redis.sentinel import Sentinel
 
 import factories
 import mailglass_reconcile
+import pages
+import processes
 from database import Database
 from faults.redis_servers import PASSWORD, Deployment, certificates, local, needs_debians_redis, sentinel, server
 from installation import Site
@@ -83,6 +86,32 @@ def test_a_worker_over_tls_has_its_broker_its_lock_its_results_and_its_broadcast
     wait_until(lambda: (pubsub.get_message(timeout=1) or {}).get("type") == "message")
     assert site.count_in_log("lock cannot be used") == site.count_in_log("cannot publish") == 0
     site.close()
+
+
+def test_the_documented_user_of_a_broker_may_do_all_that_worker_beat_and_doctor_do(db, tmp_path) -> None:
+    """The server's log of refusals stays empty, and the user may neither read other keys nor change the server."""
+    (line,) = re.findall(r"ACL SETUSER mailglass (on >password .*)", (pages.ROOT / "docs" / "deploy.md").read_text())
+    with server("redis-server") as port:
+        admin = local(port)
+        admin.acl_setuser("mailglass", enabled=True, passwords="+password", commands=["+select", "+flushdb"])
+        url = f"redis://mailglass:password@127.0.0.1:{port}/0"
+        site = Site(db, url, tmp_path / "log")  # it empties its database
+        admin.execute_command("ACL", "SETUSER", "mailglass", "reset", *line.split())
+        admin.acl_log_reset()
+        pubsub = site.redis.pubsub()
+        pubsub.subscribe(events_channel(factories.TENANT))
+        beat = ("--pidfile", "", "--scheduler", "celery.beat.Scheduler", "-l", "info")
+        with site.worker(), site.celery("beat", *beat, until="Sending due task"):
+            site.add(1)
+            assert "status" in site.result(site.call())  # beat's sweep may link it, or hold the lock
+            wait_until(lambda: (pubsub.get_message(timeout=1) or {}).get("type") == "message")
+            assert "0 errors, 0 warnings" in site.run_python(*processes.COMMAND, "doctor")
+        site.close()
+        assert admin.acl_log() == []
+        with redis.Redis.from_url(url) as client:
+            for command in ("GET other", "FLUSHALL", "CONFIG GET *", "KEYS *"):
+                with pytest.raises(redis.exceptions.NoPermissionError):
+                    client.execute_command(*command.split())
 
 
 def tasks_key(site: Site) -> str:
