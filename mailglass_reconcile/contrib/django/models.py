@@ -15,7 +15,7 @@ from django.db import models
 from django.db.models.expressions import Col
 from django.db.models.fields.json import KT
 from django.db.models.functions import Coalesce
-from django.db.models.lookups import Exact
+from django.db.models.lookups import Exact, In
 from django.db.models.signals import pre_delete, pre_save
 
 from mailglass_reconcile.contrib.django import project
@@ -59,9 +59,30 @@ class _HashedExact(Exact):
         sql, params = super().as_sql(compiler, connection)
         column, column_params = self.process_lhs(compiler, connection)
         value, value_params = self.process_rhs(compiler, connection)
-        hashes = [f"pg_catalog.hashtextextended({text}, 0)" for text in (column, value)]
-        equal_hashes = f"{hashes[0]} OPERATOR(pg_catalog.=) {hashes[1]}"
+        equal_hashes = f"{_hash(column)} OPERATOR(pg_catalog.=) {_hash(value)}"
         return f"({equal_hashes} AND {sql})", [*column_params, *value_params, *params]
+
+
+@MessageIdField.register_lookup
+class _HashedIn(In):
+    """The lookup `in`, by the hashes of a list of ids first; ids of a subquery or an expression are compared alone."""
+
+    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, Any]:
+        sql, params = super().as_sql(compiler, connection)
+        if not self.rhs_is_direct_value():
+            return sql, params
+        column, column_params = self.process_lhs(compiler, connection)
+        values = params[len(column_params) :]
+        hashes = ", ".join(_hash("%s") for _ in values)
+        return (
+            f"({_hash(column)} OPERATOR(pg_catalog.=) ANY (ARRAY[{hashes}]) AND {sql})",
+            [*column_params, *values, *params],
+        )
+
+
+def _hash(text: str) -> str:
+    """Return the SQL of a message id's hash, as the index has it."""
+    return f"pg_catalog.hashtextextended({text}, 0)"
 
 
 class ReadOnlyError(TypeError):
