@@ -21,7 +21,7 @@ COMMAND = Path(sys.executable).with_name("mailglass-reconcile")
 HEADINGS = re.compile(r"^#+ (.*)$", re.M)
 
 READERS = {
-    "django.md": "INSTALLED_APPS Suppressed address message message_id order",
+    "django.md": "INSTALLED_APPS address message_id",
     "handlers.md": "update_crm",
     "live-updates.md": "refresh_all refresh",
     "api.md": "engine",

@@ -65,6 +65,7 @@ NOT_RUN = {
     ("roles.md", "roles belong to a whole server; tests/docs/test_kubernetes.py creates them"),
     ("live-updates.md", "the example with FastAPI is; tests/pubsub/test_subscriber_async.py has these lines too"),
     ("django.md", "tests/examples/test_django_example.py runs the project"),
+    ("django.md", "tests/contrib/django/test_order_page.py runs it in a project"),
     ("upgrading.md", "a test runs them with its own psql"),
     ("upgrading.md", "it asks"),
     ("upgrading.md", "tests/contrib/django/test_migration_operations.py follows these steps in a project"),
@@ -116,11 +117,9 @@ django.setup()
 from django.core.management import call_command
 call_command("migrate", verbosity=0)
 from mailglass_reconcile.contrib.django.models import Delivery
-from shop.models import Suppressed
 INSTALLED_APPS = ()
 CELERY_BEAT_SCHEDULE = {"own": {}}
 address, message_id = "ada@example.com", "m-1"
-order = types.SimpleNamespace(message_id=message_id, email=address)
 """
 FRAMES = {
     "api.md": Frame(
@@ -152,9 +151,6 @@ for type_, bounce, suppressed in (
     assert Suppressed.objects.filter(email="bob@example.com").exists() is suppressed
     Suppressed.objects.all().delete()
 assert {"own", "mailglass-reconcile"} <= set(CELERY_BEAT_SCHEDULE)
-import unittest
-with override_settings(MAILGLASS_TENANT="default", MAILGLASS_TENANT_REQUIRED=False):
-    assert unittest.main(argv=["shop", "BounceTest"], exit=False).result.wasSuccessful()
 """,
     ),
     "handlers.md": Frame(

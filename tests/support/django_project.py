@@ -155,15 +155,21 @@ def backends(anymail_settings: None) -> Iterator[None]:
 
 
 @pytest.fixture
-def manage(empty_database_url: str, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Return a function that runs a command of a new project, `shop`, whose URLs have our webhooks."""
+def new_project(empty_database_url: str, tmp_path: Path) -> dict[str, str]:
+    """Write a new project, `shop`, whose URLs have our webhooks; return the environment of its processes."""
     for name, text in {"settings": SETTINGS, "shop/__init__": "", "shop/urls": URLS}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.py").write_text(text)
     environment = {**os.environ, "DATABASE_URL": empty_database_url, "DJANGO_SETTINGS_MODULE": "settings"}
     environment |= {"PYTHONPATH": str(tmp_path), "MAILGLASS_WEBHOOK_SECRETS": "postmark=me:secret"}
     environment.pop("MAILGLASS_DATABASE_URL", None)
-    return lambda *arguments, **more: processes.run(["-m", "django", *arguments], {**environment, **more}, cwd=tmp_path)
+    return environment
+
+
+@pytest.fixture
+def manage(new_project: dict[str, str], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs a command of the new project."""
+    return lambda *arguments, **more: processes.run(["-m", "django", *arguments], {**new_project, **more}, cwd=tmp_path)
 
 
 def as_superuser(get_response: Callable[..., Any]) -> Callable[..., Any]:
