@@ -5,6 +5,7 @@ import logging
 import os
 import pty
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from inspect import signature
@@ -45,7 +46,7 @@ def run_unchecked(
     assert "MAILGLASS_IMPORTS" not in variables, "modules are imported once in a process: use `run_forked`"
     absent = {name: None for name in os.environ if name.startswith("MAILGLASS_") and name not in variables}
     program = click.Command("mailglass-reconcile", callback=lambda: main(arguments))
-    with _unconfigured(), _without_a_log():
+    with _unconfigured(), _without_a_log(), _without_a_celery_app():
         result = RUNNER.invoke(program, [], input=stdin, env={**variables, **absent})
     if result.exc_info and not isinstance(result.exception, SystemExit | None):
         raise result.exc_info[1].with_traceback(result.exc_info[2])  # type: ignore[union-attr]
@@ -82,6 +83,21 @@ def _without_a_log() -> Iterator[None]:
     finally:
         root.handlers = handlers
         root.setLevel(level)
+
+
+@contextmanager
+def _without_a_celery_app() -> Iterator[None]:
+    """Let the block start without the Celery app that another test may have made in this process."""
+    if "celery" not in sys.modules:
+        yield
+        return
+    from celery import _state  # noqa: PLC0415 - most tests do not load it
+
+    app, _state._tls.current_app = _state._tls.current_app, None
+    try:
+        yield
+    finally:
+        _state._tls.current_app = app
 
 
 def run_on_terminal(db: Any, *arguments: str, typed: str = "", code: int | None = None) -> str:
