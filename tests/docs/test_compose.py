@@ -209,6 +209,7 @@ class Surroundings:
 
     def __init__(self, database_url: str, directory: Path, schema: str) -> None:
         self.url, self.directory, self.schema = database_url, directory, schema
+        self.psql = client("psql", installation(database_url))
         self.suffix = uuid.uuid4().hex[:12]
         self.port, self.receiver_port, self.redis_port = (str(free_port()) for _ in range(3))
         for name in COMPOSE["secrets"]:
@@ -231,7 +232,7 @@ class Surroundings:
             text = text.replace(role, f"{role}_{self.suffix}")
         url = make_url(self.url)
         place = f"--dbname={url.database} --host={url.query.get('host', url.host)} --port={url.port or 5432}"
-        text = text.replace("psql --no", f"{client('psql', installation(self.url))} --no")
+        text = text.replace("psql --no", f"{self.psql} --no")
         return text.replace("--dbname=mailglass", place).replace("$$", "$")
 
     def environment(self, name: str, commands: Path = Path(sys.executable).parent) -> dict[str, str]:
