@@ -20,7 +20,8 @@ ASK_WORKER = (
 SWEEP = "run `mailglass-reconcile sweep`, which says why"
 NOTHING_SWEEPS = f"{SWEEP}; if it succeeds, nothing starts sweeps: start beat, or let cron run it every five minutes"
 FIRST_SWEEP = "run `mailglass-reconcile sweep`; then start a worker and beat, or run it every five minutes from cron"
-BEAT_STEPS = (ASK_WORKER, f"{ASK_WORKER}; then {SWEEP}", NOTHING_SWEEPS, FIRST_SWEEP)
+ASK_WORKER_FIRST = f"{ASK_WORKER}; then {SWEEP}"
+BEAT_STEPS = (ASK_WORKER, ASK_WORKER_FIRST, NOTHING_SWEEPS, FIRST_SWEEP)
 """Remedies of findings that only beat can be the reason for where workers are known to wait for tasks."""
 
 
@@ -41,7 +42,7 @@ def sweeps(context: CheckContext) -> Iterator[Finding]:
             f"no full sweep has succeeded for {format_duration(history.success_age)} (limit {format_duration(allowed)})"
         )
         is_beat_late = history.beat_age is not None and history.beat_age > LATE_SECONDS
-        yield error(message, f"{ASK_WORKER}; then {SWEEP}" if is_beat_late else NOTHING_SWEEPS, because)
+        yield error(message, ASK_WORKER_FIRST if is_beat_late else NOTHING_SWEEPS, because)
     elif history.last is not None and history.last.failed and not history.last.linked:
         refused = pluralize(history.last.failed, "link")
         yield error(f"the database refused all that the last full sweep tried, {refused}", SWEEP, because)
