@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mailglass_reconcile.rules.humanize import pluralize
-from mailglass_reconcile.store import privileges, schema, script
+from mailglass_reconcile.store import schema, script
 from mailglass_reconcile.store.database import Transaction, array_literal
 
 DROP_TABLES = """
@@ -40,36 +40,8 @@ SELECT 'function', p.oid::regprocedure::text
 """
 
 
-# Privileges on what stays: Mailglass's tables, and the schema. A REVOKE takes back only what the owner has granted.
-_PRIVILEGES = """
-WITH granted AS (
-  SELECT format('%I.%I', n.nspname, c.relname) AS object, c.relowner AS owner, a.grantor, a.grantee
-    FROM pg_class AS c
-    JOIN pg_namespace AS n ON n.oid = c.relnamespace
-   CROSS JOIN LATERAL (
-           SELECT * FROM aclexplode(c.relacl)
-            UNION
-           SELECT x.* FROM pg_attribute AS t CROSS JOIN LATERAL aclexplode(t.attacl) AS x WHERE t.attrelid = c.oid) AS a
-   WHERE n.nspname = :schema AND c.relname = ANY (CAST(:tables AS text[]))
-   UNION
-  SELECT format('SCHEMA %I', n.nspname), n.nspowner, a.grantor, a.grantee
-    FROM pg_namespace AS n CROSS JOIN LATERAL aclexplode(n.nspacl) AS a JOIN pg_roles AS r ON r.oid = a.grantee
-   WHERE n.nspname = :schema AND r.rolname = ANY (CAST(:documented AS text[]))
-)
-SELECT format('%s FROM %I', g.object, r.rolname) AS name,
-       r.rolname = ANY (CAST(:ours AS text[])) AND bool_and(g.grantor = g.owner AND pg_has_role(g.owner, 'MEMBER'))
-         AS is_revoked
-  FROM granted AS g JOIN pg_roles AS r ON r.oid = g.grantee
- WHERE g.grantee <> g.owner
- GROUP BY g.object, r.rolname ORDER BY 1
-"""
-
-
 class RemovableObject(NamedTuple):
-    """An object of ours in a database: its kind, and its name or a function's signature.
-
-    The name of a `privilege` is that of an object that stays, and a role.
-    """
+    """An object of ours in a database: its kind, and its name or a function's signature."""
 
     kind: str
     name: str
@@ -85,34 +57,20 @@ def find_objects(tx: Transaction) -> list[RemovableObject]:
         "indexes": array_literal(step.name for step in removed_steps if step.table in schema.MAILGLASS_TABLES),
         "functions": array_literal(step.name for step in removed_steps if step.kind == "function"),
     }
-    objects = [RemovableObject(*row) for row in tx.execute(_OBJECTS, parameters)]
-    return [*objects, *(RemovableObject("privilege", row.name) for row in _load_privileges(tx) if row.is_revoked)]
-
-
-def _load_privileges(tx: Transaction) -> Sequence[Any]:
-    """Return the privileges of other roles than the owner on what stays, and whether only our roles use them."""
-    parameters = {
-        "schema": tx.schema,
-        "tables": array_literal(schema.MAILGLASS_TABLES),
-        "documented": array_literal(role.name for role in privileges.ROLES),
-        "ours": array_literal(role.name for role in privileges.ROLES if not role.is_foreign),
-    }
-    return tx.execute(_PRIVILEGES, parameters).all()
+    return [RemovableObject(*row) for row in tx.execute(_OBJECTS, parameters)]
 
 
 def statements(objects: Sequence[RemovableObject]) -> list[tuple[str, str]]:
     """Return the statements that drop *objects* but the version table, with titles; triggers go with functions."""
-    names: dict[str, list[str]] = {"function": [], "index": [], "table": [], "privilege": []}
+    names: dict[str, list[str]] = {"function": [], "index": [], "table": []}
     for found in objects:
         names[found.kind].append(found.name)
     functions = "\n".join(f"DROP FUNCTION IF EXISTS {name} CASCADE;" for name in names["function"])
-    revokes = "\n".join(f"REVOKE ALL ON {name};" for name in names["privilege"])
     tables = ", ".join(f"{{schema}}.{name}" for name in names["table"] if name != schema.VERSION_TABLE)
     return [
         *([("drop our triggers and functions", functions)] if functions else []),
         *((f"drop the index {name}", f"DROP INDEX IF EXISTS {{schema}}.{name};") for name in names["index"]),
         *([("drop our tables", f"DROP TABLE IF EXISTS {tables};")] if tables else []),
-        *([("revoke the privileges of our roles", revokes)] if revokes else []),
     ]
 
 
@@ -131,8 +89,6 @@ def describe_removal(tx: Transaction, *, tables: bool = False) -> list[str]:
         f"lost: recipients of {pluralize(recipients, 'open event')}, which the ledger does not have;"
         f" a history of {pluralize(runs, 'run')}; every GRANT on our tables",
     ]
-    if others := "; ".join(f"REVOKE ALL ON {row.name}" for row in _load_privileges(tx) if not row.is_revoked):
-        lines.append(f"stay: privileges that Mailglass or your application may need. If not, revoke them: {others}")
     names = ", ".join(tx.name_of(name) for name in sorted(schema.MAILGLASS_TABLES))
     if tables:
         return [*lines, f"dropped for good: {names}, with every row"]
