@@ -124,8 +124,6 @@ GRANT USAGE ON SCHEMA public TO mailglass_dispatcher;
 GRANT SELECT ON mailglass_reconcile_version TO mailglass_dispatcher;
 -- claim jobs, and store their results
 GRANT SELECT, UPDATE (state, attempts, next_at, error, finished_at) ON mailglass_handler_outbox TO mailglass_dispatcher;
--- give jobs of a renamed handler their new name
-GRANT EXECUTE ON FUNCTION mailglass_reconcile_rename_jobs_v1(uuid[]) TO mailglass_dispatcher;
 -- read the event that a handler is given, and count what a new one missed
 GRANT SELECT (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, reject_reason, metadata,
               normalized_payload)

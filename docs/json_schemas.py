@@ -83,15 +83,14 @@ _Step = Literal[tuple(field.name for field in dataclasses.fields(PruneResult) if
 PRINTED: dict[str, tuple[str, Any]] = {
     "dispatch": (
         "What `mailglass-reconcile dispatch --json` prints; with --waiting or --dead the list of that name, `groups`"
-        " and `total`; with --retry `retried`, with --replay `replayed`, with --rename `renamed`; with --forget"
-        " `forgotten` and `deleted`",
+        " and `total`; with --retry `retried`, with --replay `replayed`; with --forget `forgotten`"
+        " and `deleted`",
         printed(DispatchResult)
         | _object("Waiting", waiting=list[HandlerJob], groups=list[JobGroup], total=int)
         | _object("Dead", dead=list[HandlerJob], groups=list[JobGroup], total=int)
         | _object("Retried", retried=int)
         | _object("Replayed", replayed=int)
-        | _object("Forgotten", forgotten=list[_Handler], deleted=int)
-        | _object("Renamed", renamed=int),
+        | _object("Forgotten", forgotten=list[_Handler], deleted=int),
     ),
     "doctor": (
         "What `mailglass-reconcile doctor --json` prints",

@@ -342,7 +342,7 @@ def _reported(record: Provider) -> str:
 
 
 OWNER = (
-    "| owner | `migrate`, `dispatch --replay`, `dispatch --rename`, `dispatch --forget` | everything: it owns the"
+    "| owner | `migrate`, `dispatch --replay`, `dispatch --forget` | everything: it owns the"
     " tables | | all tables |"
 )
 TABLES = {

@@ -3,8 +3,8 @@
 -- only.
 enqueued AS (
     INSERT INTO {schema}.mailglass_handler_outbox (event_id, handler, delivery_id, type, next_at, inserted_at)
-    SELECT r.event_id, coalesce(h.renamed_to, h.handler), r.delivery_id, r.type, now()::timestamp, now()::timestamp
+    SELECT r.event_id, h.handler, r.delivery_id, r.type, now()::timestamp, now()::timestamp
       FROM reached AS r JOIN {schema}.mailglass_handled_types AS h ON h.type = r.type
-     ORDER BY r.event_id, coalesce(h.renamed_to, h.handler)
+     ORDER BY r.event_id, h.handler
         ON CONFLICT DO NOTHING
   )

@@ -14,45 +14,6 @@ CREATE INDEX mailglass_handler_outbox_finished_idx
 -- step: index mailglass_handled_types_pkey
 CREATE UNIQUE INDEX mailglass_handled_types_pkey ON {schema}.mailglass_handled_types (type, handler);
 
--- step: function mailglass_reconcile_rename_jobs_v1
--- Gives jobs of renamed handlers their new name, those of the given events, and returns how many. Of two jobs of one
--- event, the one that is done stays, else the one that waits, else the older. It has its owner's rights, so that a
--- dispatcher needs no DELETE; it moves what an owner has renamed, and nothing else.
-CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_rename_jobs_v1(event_ids uuid[])
-RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER
-{our_settings} AS $$
-DECLARE
-  renamed bigint;
-BEGIN
-  -- It waits for a handler that runs on one of them.
-  WITH removed AS (
-    DELETE FROM {schema}.mailglass_handler_outbox AS o USING {schema}.mailglass_handled_types AS h
-     WHERE o.event_id = ANY (event_ids) AND h.type = o.type AND h.handler = o.handler AND h.renamed_to IS NOT NULL
-    RETURNING o.*, h.renamed_to
-  -- A handler may have had several names.
-  ), moving AS (
-    SELECT DISTINCT ON (event_id, renamed_to) *
-      FROM removed
-     ORDER BY event_id, renamed_to, CASE state WHEN 'done' THEN 0 WHEN 'waiting' THEN 1 ELSE 2 END, inserted_at
-  -- It waits for a job of the new name that another session writes or runs, and compares with what that leaves.
-  ), moved AS (
-    INSERT INTO {schema}.mailglass_handler_outbox AS o
-           (event_id, handler, delivery_id, type, state, attempts, next_at, error, inserted_at, finished_at)
-    SELECT event_id, renamed_to, delivery_id, type, state, attempts, next_at, error, inserted_at, finished_at
-      FROM moving ORDER BY event_id, renamed_to
-        ON CONFLICT (event_id, handler) DO UPDATE
-       SET state = excluded.state, attempts = excluded.attempts, next_at = excluded.next_at, error = excluded.error,
-           inserted_at = excluded.inserted_at, finished_at = excluded.finished_at
-     WHERE (CASE excluded.state WHEN 'done' THEN 0 WHEN 'waiting' THEN 1 ELSE 2 END, excluded.inserted_at)
-         < (CASE o.state WHEN 'done' THEN 0 WHEN 'waiting' THEN 1 ELSE 2 END, o.inserted_at)
-  )
-  SELECT count(*) INTO renamed FROM removed;
-  RETURN renamed;
-END;
-$$;
-
-REVOKE ALL ON FUNCTION {schema}.mailglass_reconcile_rename_jobs_v1(uuid[]) FROM PUBLIC;
-
 -- step: function mailglass_reconcile_finish_job_v1
 -- Ends an attempt of a job, and returns the job's new state; NULL if the job is not waiting any more, or another session
 -- has claimed it since. Without an error it is done: the dispatcher says so in the transaction in which the handler then
@@ -118,7 +79,6 @@ $$;
 -- state that it leaves. Then claims one job that is due and counts its attempt, which the caller commits before the
 -- handler runs; returns it with what the handler is told of event and delivery. It is of the first of the given
 -- registrations, in their order, that has one. Only that row is locked, and rows that other sessions hold are skipped.
--- A job of a renamed handler is left to a dispatcher that has the new name, which `rename_jobs_v1` gives it first.
 -- A job whose last attempt never ended is `dead`. The commit need not wait for the disk: after a crash of the server,
 -- the attempt is not counted.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_claim_job_v1(
@@ -150,8 +110,6 @@ BEGIN
              SELECT o.event_id, o.handler, o.type FROM {schema}.mailglass_handler_outbox AS o
               WHERE o.state = 'waiting' AND o.handler = r.handler AND o.type = r.type AND o.next_at <= now()::timestamp
               ORDER BY o.next_at LIMIT 1 FOR UPDATE SKIP LOCKED) AS j
-     WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_handled_types AS h
-                        WHERE h.type = j.type AND h.handler = j.handler AND h.renamed_to IS NOT NULL OFFSET 0)
      LIMIT 1
   ), claimed AS (
     UPDATE {schema}.mailglass_handler_outbox AS o

@@ -45,7 +45,6 @@ Examples:
   mailglass-reconcile dispatch --dead --handler suppress
   mailglass-reconcile dispatch --retry 0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10
   mailglass-reconcile dispatch --replay bounced --since 7d
-  mailglass-reconcile dispatch --rename shop.mail.suppress shop.handlers.suppress
 """
 
 
@@ -81,7 +80,6 @@ def _event_id(context: click.Context, option: click.Parameter, value: str | None
     metavar="[TYPE]",
     help="Unregister the handlers of this type, or the one of --handler, and delete the jobs that wait for them.",
 )
-@click.option("--rename", nargs=2, metavar="OLD NEW", help="Run a renamed handler's jobs, and later ones, as NEW.")
 @click.option(
     "--handler",
     metavar="NAME",
@@ -96,7 +94,6 @@ def dispatch(
     replay: str | None,
     since: float | None,
     forget: str | None,
-    rename: tuple[str, str] | None,
     handler: str | None,
     yes: bool,
     as_json: bool,
@@ -105,12 +102,12 @@ def dispatch(
 
     Exits with 0 if no handler failed.
     """
-    actions = [waiting, dead, retry is not None, replay is not None, forget is not None, rename is not None]
+    actions = [waiting, dead, retry is not None, replay is not None, forget is not None]
     if sum(actions) > 1:
-        raise click.UsageError("--waiting, --dead, --retry, --replay, --forget and --rename exclude each other")
+        raise click.UsageError("--waiting, --dead, --retry, --replay and --forget exclude each other")
     if (replay is None) != (since is None):
         raise click.UsageError("--replay needs --since, such as --since 7d, and --since needs --replay")
-    if handler is not None and (rename or not any(actions)):
+    if handler is not None and not any(actions):
         raise click.UsageError("--handler needs --waiting, --dead, --retry, --replay or --forget")
     if forget == ALL and handler is None:
         raise click.UsageError("--forget needs a type, such as --forget bounced, or --handler")
@@ -124,8 +121,6 @@ def dispatch(
         _replay(replay, since, handler, yes, as_json)
     elif forget is not None:
         _forget(None if forget == ALL else forget, handler, yes, as_json)
-    elif rename:
-        _rename(*rename, as_json)
     else:
         require_schema()
         with _interrupt_on_sigterm():
@@ -230,16 +225,6 @@ def _forget(type_: str | None, handler: str | None, yes: bool, as_json: bool) ->
     forgotten = [{"handler": registration.handler, "type": registration.type} for registration in registrations]
     text = f"forgot {names} and deleted {pluralize(deleted, 'waiting job')}"
     print_result({"forgotten": forgotten, "deleted": deleted}, text, as_json=as_json)
-
-
-def _rename(old: str, new: str, as_json: bool) -> None:
-    if not registry.is_valid_name(new):
-        raise click.UsageError(f"--rename: a handler's name must be 1 to {registry.MAX_NAME} printable characters")
-    if old == new:
-        raise click.UsageError("--rename: OLD and NEW are the same name")
-    renamed = administration.rename(runtime.database(), old, new)
-    text = f"renamed {old} to {new}, with {pluralize(renamed, 'job')}"
-    print_result({"renamed": renamed}, text, as_json=as_json)
 
 
 def _confirm(question: str) -> None:

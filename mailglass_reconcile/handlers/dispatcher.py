@@ -40,8 +40,6 @@ T = TypeVar("T")
 
 CONTENTION_PAUSES = (0.02, 0.1, 0.5)
 IDLE_SECONDS = 60.0
-RENAMED_JOBS = 1_000
-"""Jobs of renamed handlers that a registration gives their new name."""
 
 
 @dataclass(slots=True)
@@ -151,16 +149,12 @@ class _Dispatcher:
         return job
 
     def _register(self, begin: Begin) -> None:
-        """Register this process's handlers, so that every process enqueues jobs for them.
-
-        Jobs that wait under the old name of a renamed handler get its new name.
-        """
+        """Register this process's handlers, so that every process enqueues jobs for them."""
         if time.monotonic() - self._registered_at < self._limits.register_seconds:
             return
 
         def action(handler_tx: HandlerTransaction) -> list[Registration]:
             with use_caller_transaction(handler_tx.connection, self._settings) as tx:
-                outbox.rename_waiting(tx, RENAMED_JOBS)
                 return handled_types.register(tx, self._turns)
 
         registration.log_missed(runtime.database(), self._run_without_handler(begin, action))

@@ -39,8 +39,8 @@ def on_event(*types: SenderType | ProviderType | Literal["*"], name: str | None 
 
     Args:
         types: Types of events, such as `bounced`; `*` means all types.
-        name: The handler's name in the database; None is its dotted path. If it changes, run
-            `mailglass-reconcile dispatch --rename OLD NEW`.
+        name: The handler's name in the database; None is its dotted path. If you move or rename the function, set it to
+            the old path, or its waiting jobs stay there.
 
     Raises:
         ConfigurationError: A type is not known, the name is taken, or the function cannot be a handler.
@@ -67,11 +67,6 @@ def on_event(*types: SenderType | ProviderType | Literal["*"], name: str | None 
         return function
 
     return register
-
-
-def is_valid_name(name: str) -> bool:
-    """Return True if a handler may have this name."""
-    return name.isprintable() and bool(name.strip()) and len(name) <= MAX_NAME
 
 
 def types_with_handlers() -> frozenset[str]:
@@ -127,7 +122,7 @@ def _resolve_main_name(path: str, function: Handler, location: tuple[str, int] |
 
 
 def _validate_handler(name: str, function: Handler) -> None:
-    if not is_valid_name(name):
+    if not name.isprintable() or not name.strip() or len(name) > MAX_NAME:
         raise ConfigurationError(f"on_event: a handler's name must be 1 to {MAX_NAME} printable characters")
     if any(is_kind(function) for is_kind in _NOT_CALLABLE_DIRECTLY):
         raise ConfigurationError(

@@ -26,12 +26,12 @@ _WITHOUT_DISPATCHER = """
 SELECT handler, string_agg(type, ', ' ORDER BY type) AS types,
        min(extract(epoch FROM now()::timestamp - seen_at))::float8 AS seconds
   FROM {schema}.mailglass_handled_types
- WHERE seen_at < now()::timestamp - interval '1 hour' AND renamed_to IS NULL
+ WHERE seen_at < now()::timestamp - interval '1 hour'
  GROUP BY handler ORDER BY handler
 """
 
 _REGISTERED = """
-SELECT handler, type, extract(epoch FROM now()::timestamp - seen_at)::float8 AS seen_seconds, renamed_to
+SELECT handler, type, extract(epoch FROM now()::timestamp - seen_at)::float8 AS seen_seconds
   FROM {schema}.mailglass_handled_types
  WHERE (CAST(:type AS text) IS NULL OR type = CAST(:type AS text))
    AND (CAST(:handler AS text) IS NULL OR handler = CAST(:handler AS text))
@@ -48,19 +48,7 @@ SELECT count(*) FROM {schema}.mailglass_handler_outbox
 _FORGET = """
 DELETE FROM {schema}.mailglass_handled_types
  WHERE (CAST(:type AS text) IS NULL OR type = CAST(:type AS text))
-   AND (CAST(:handler AS text) IS NULL OR CAST(:handler AS text) IN (handler, renamed_to))
-"""
-
-# With the names that it had before. A handler that gets back an earlier name is not a renamed one any more.
-_RENAME = """
-WITH renamed AS (
-  UPDATE {schema}.mailglass_handled_types SET renamed_to = :new
-   WHERE :old IN (handler, renamed_to) AND handler <> :new
-  RETURNING type, seen_at
-)
-INSERT INTO {schema}.mailglass_handled_types (type, handler, seen_at)
-SELECT type, :new, max(seen_at) FROM renamed GROUP BY type ORDER BY type
-    ON CONFLICT (type, handler) DO UPDATE SET renamed_to = NULL
+   AND (CAST(:handler AS text) IS NULL OR handler = CAST(:handler AS text))
 """
 
 # Of what has reached a delivery, the newest first.
@@ -78,22 +66,15 @@ WITH page AS MATERIALIZED (
     JOIN {schema}.mailglass_events AS o
       ON o.id = {schema}.mailglass_reconcile_orphan_of_v1(p.type, p.idempotency_key)
    CROSS JOIN LATERAL {schema}.mailglass_reconcile_link_of_v1(o.id, o.tenant_id) AS l
--- With the names that a handler had before: a job of any of them is its own.
-), handlers AS MATERIALIZED (
-  SELECT h.handler, h.type,
-         ARRAY(SELECT h.handler UNION ALL
-               SELECT o.handler FROM {schema}.mailglass_handled_types AS o
-                WHERE o.type = h.type AND o.renamed_to = h.handler) AS names
-    FROM unnest(CAST(:handlers AS text[]), CAST(:types AS text[])) AS h (handler, type)
 -- A foreign writer's event may name no delivery, or another tenant's.
 ), missed AS (
   SELECT r.event_id, h.handler, r.delivery_id, r.type
     FROM reached AS r
-    JOIN handlers AS h ON h.type = r.type
+    JOIN unnest(CAST(:handlers AS text[]), CAST(:types AS text[])) AS h (handler, type) ON h.type = r.type
    CROSS JOIN LATERAL (SELECT FROM {schema}.mailglass_deliveries AS d
                         WHERE d.id = r.delivery_id AND d.tenant_id = r.tenant_id OFFSET 0) AS owned
    WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_handler_outbox AS j
-                      WHERE j.event_id = r.event_id AND j.handler = ANY (h.names) OFFSET 0)
+                      WHERE j.event_id = r.event_id AND j.handler = h.handler OFFSET 0)
 )
 SELECT m.event_id::text, m.handler, m.delivery_id::text, m.type, (SELECT min(id::text) FROM page) AS last
   FROM (SELECT) AS always LEFT JOIN missed AS m ON true
@@ -116,12 +97,11 @@ class HandlerWithoutDispatcher(NamedTuple):
 
 
 class Registered(NamedTuple):
-    """A registration in the database, how many seconds ago a dispatcher last had it, and its new name, if any."""
+    """A registration in the database, and how many seconds ago a dispatcher last had it."""
 
     handler: str
     type: str
     seen_seconds: float
-    renamed_to: str | None
 
 
 class Page(NamedTuple):
@@ -154,16 +134,8 @@ def count_waiting_jobs(tx: Transaction, *, type_: str | None = None, handler: st
 
 
 def forget(tx: Transaction, *, type_: str | None, handler: str | None) -> None:
-    """Delete registrations of a type, of a handler or of both: further events get no jobs for them.
-
-    The names that the handler had before are deleted too.
-    """
+    """Delete registrations of a type, of a handler or of both: further events get no jobs for them."""
     tx.execute(_FORGET, {"type": type_, "handler": handler})
-
-
-def rename(tx: Transaction, old: str, new: str) -> None:
-    """Give a handler another name: its registrations stay, and say under which name jobs are enqueued and run."""
-    tx.execute(_RENAME, {"old": old, "new": new})
 
 
 def missed(tx: Transaction, registrations: Sequence[Registration], *, after_id: str, until_id: str, size: int) -> Page:

@@ -7,7 +7,7 @@ its handler runs, and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.rules.events import Bounce
@@ -94,34 +94,12 @@ DELETE FROM {schema}.mailglass_handler_outbox
 """
 """For `in_batches`: delete waiting jobs of a type, or of a handler, or of both."""
 
-_RENAME_JOBS = """
-SELECT {schema}.mailglass_reconcile_rename_jobs_v1(CAST(:event_ids AS uuid[]))
-"""
-
-_UNDER_OLD_NAME = """
-SELECT CAST(event_id AS text) FROM {schema}.mailglass_handler_outbox
- WHERE event_id > CAST(:after AS uuid) AND handler = :old ORDER BY event_id LIMIT :size
-"""
-
-# What a writer enqueued that had read the old name before its handler was renamed. A job that a dispatcher of the old
-# name runs is left to the next time.
-_WAITING_UNDER_OLD_NAMES = """
-SELECT CAST(j.event_id AS text)
-  FROM {schema}.mailglass_handled_types AS h
- CROSS JOIN LATERAL (SELECT event_id FROM {schema}.mailglass_handler_outbox
-                      WHERE state = 'waiting' AND handler = h.handler AND type = h.type
-                      ORDER BY next_at LIMIT :size FOR UPDATE SKIP LOCKED) AS j
- WHERE h.renamed_to IS NOT NULL
- LIMIT :size
-"""
-
 _ENQUEUE = """
 INSERT INTO {schema}.mailglass_handler_outbox (event_id, handler, delivery_id, type, next_at, inserted_at)
-SELECT m.event_id, coalesce(h.renamed_to, m.handler), m.delivery_id, m.type, now()::timestamp, now()::timestamp
+SELECT m.event_id, m.handler, m.delivery_id, m.type, now()::timestamp, now()::timestamp
   FROM unnest(CAST(:event_ids AS uuid[]), CAST(:handlers AS text[]), CAST(:delivery_ids AS uuid[]),
               CAST(:types AS text[])) AS m (event_id, handler, delivery_id, type)
-  LEFT JOIN {schema}.mailglass_handled_types AS h ON h.type = m.type AND h.handler = m.handler
- ORDER BY m.event_id, coalesce(h.renamed_to, m.handler)
+ ORDER BY m.event_id, m.handler
     ON CONFLICT DO NOTHING
 """
 
@@ -235,24 +213,3 @@ def enqueue(tx: Transaction, jobs: Iterable[NewJob]) -> int:
     if not rows:
         return 0
     return tx.execute(_ENQUEUE, column_arrays(("event_ids", "handlers", "delivery_ids", "types"), rows)).rowcount
-
-
-def rename(tx: Transaction, old: str, after: str, size: int) -> tuple[int, str | None]:
-    """Give the first *size* jobs of a renamed handler after an event id its new name; return how many, and the last id.
-
-    The id is None after the last jobs.
-    """
-    event_ids = tx.execute(_UNDER_OLD_NAME, {"old": old, "after": after, "size": size}).scalars().all()
-    return _rename_jobs(tx, event_ids), event_ids[-1] if len(event_ids) == size else None
-
-
-def rename_waiting(tx: Transaction, size: int) -> int:
-    """Give at most *size* jobs that wait under the old name of a renamed handler its new name; return how many."""
-    return _rename_jobs(tx, tx.execute(_WAITING_UNDER_OLD_NAMES, {"size": size}).scalars().all())
-
-
-def _rename_jobs(tx: Transaction, event_ids: Sequence[str]) -> int:
-    if not event_ids:
-        return 0
-    renamed: int = tx.execute(_RENAME_JOBS, {"event_ids": array_literal(event_ids)}).scalar_one()
-    return renamed

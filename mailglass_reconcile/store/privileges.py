@@ -225,11 +225,6 @@ DISPATCHER = Role(
             {"SELECT": WHOLE, "UPDATE": "state attempts next_at error finished_at"},
         ),
         Grant(
-            "give jobs of a renamed handler their new name",
-            "mailglass_reconcile_rename_jobs_v1(uuid[])",
-            {"EXECUTE": WHOLE},
-        ),
-        Grant(
             "read the event that a handler is given, and count what a new one missed",
             "mailglass_events",
             {

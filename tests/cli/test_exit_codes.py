@@ -116,11 +116,10 @@ CASES = [
     prints("orphans --tenant beryl --json", "{...}"),
     # dispatch
     misused("dispatch --waiting --dead",
-            "--waiting, --dead, --retry, --replay, --forget and --rename exclude each other"),
+            "--waiting, --dead, --retry, --replay and --forget exclude each other"),
     misused("dispatch --replay bounced", "--replay needs --since, such as --since 7d, and --since needs --replay"),
     misused("dispatch --handler flaky", "--handler needs --waiting, --dead, --retry, --replay or --forget"),
     misused("dispatch --forget", "--forget needs a type, such as --forget bounced, or --handler"),
-    misused("dispatch --rename old old", "--rename: OLD and NEW are the same name"),
     prints("dispatch --waiting", "", "0 jobs of handlers wait"),
     prints("dispatch --dead", "", "0 jobs of handlers are dead"),
     prints("dispatch --retry", "0 jobs will be tried again"),

@@ -85,7 +85,7 @@ BREAKS = (
           "CASE WHEN starts_with(e.idempotency_key, 'webhook:') THEN m.metadata - 'recipient_checked'",
           "CASE WHEN false THEN m.metadata"),
     Break("the jobs of handlers are enqueued in no order", "alembic/schema/enqueued.sql", SCHEMA,
-          "     ORDER BY r.event_id, coalesce(h.renamed_to, h.handler)\n", ""),
+          "     ORDER BY r.event_id, h.handler\n", ""),
     Break("the ids of a closed orphan with one id stay", "alembic/schema/linking.sql", SCHEMA,
           "WHERE c.ids > 0", "WHERE c.ids > 1"),
 
@@ -138,10 +138,6 @@ BREAKS = (
     Break("an event of another tenant counts as the link of an orphan",
           "alembic/schema/readers.sql", ("store", "handlers"),
           " AND (r.tenant_id OPERATOR(pg_catalog.=) orphan_tenant) IS TRUE", ""),
-
-    Break("a dispatcher of the old name runs jobs of a renamed handler",
-          "alembic/schema/handlers.sql", HANDLERS,
-          "AND h.renamed_to IS NOT NULL OFFSET 0)", "AND false OFFSET 0)"),
 
     Break("the connection of a failed handler is used again", "mailglass_reconcile/handlers/execution.py", HANDLERS,
           "            self._discard(connection)\n"

@@ -114,6 +114,6 @@ def test_a_schema_that_is_taken_away_ends_follow_with_one_line(db: Database, red
         wait_until(lambda: db.value("SELECT rank IS NOT NULL FROM mailglass_open_orphans"))
         db.run("UPDATE mailglass_reconcile_version SET version_num = '9999'")
         assert process.wait() == 1
-        db.run("UPDATE mailglass_reconcile_version SET version_num = '0001l'")
+        db.run("UPDATE mailglass_reconcile_version SET version_num = '0001m'")
     assert process.stderr.count("\n") == 1
-    assert "this version knows 0001l" in process.stderr
+    assert "this version knows 0001m" in process.stderr

@@ -125,7 +125,7 @@ def test_an_existing_table_of_ours_without_a_revision_is_kept(unmigrated):
     with pytest.raises(mailglass_reconcile.SchemaOutdatedError, match="the database has no revision: restore"):
         database.migrate()
     assert database.objects() == before
-    database.run("INSERT INTO mailglass_reconcile_version VALUES ('0001l')")
+    database.run("INSERT INTO mailglass_reconcile_version VALUES ('0001m')")
     assert database.is_current()
 
 

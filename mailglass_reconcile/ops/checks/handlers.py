@@ -56,8 +56,8 @@ def handled_types(context: CheckContext) -> Iterator[Finding]:
         yield error(
             f"no dispatcher has had the handler {registration.handler} ({registration.types}) for"
             f" {format_duration(registration.seconds)}, so its jobs wait",
-            "start a dispatcher with the handler's module in MAILGLASS_IMPORTS; if the handler was renamed, run"
-            f" `mailglass-reconcile dispatch --rename {name} NEW` as the owner of the tables; if it is gone for good,"
+            "start a dispatcher with the handler's module in MAILGLASS_IMPORTS; if its function was"
+            f" moved or renamed, give it name={registration.handler!r}; if it is gone for good,"
             f" run `mailglass-reconcile dispatch --forget --handler {name}` as the owner of the tables",
             (*WORKER_CHECKS, "beat"),
         )

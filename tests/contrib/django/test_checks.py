@@ -262,7 +262,7 @@ def test_hints_about_handlers_are_those_of_a_django_project(app, db, caplog):
            " VALUES ('bounced', 'suppress', now() AT TIME ZONE 'UTC' - interval '2 hours')")  # fmt: skip
     (finding,) = run_checks(tags=[Tags.database], databases=["default"])
     assert "start a dispatcher with the handler's module imported in an AppConfig's ready()" in finding.hint
-    assert "`manage.py mailglass dispatch --rename suppress NEW`" in finding.hint
+    assert "`manage.py mailglass dispatch --forget --handler suppress`" in finding.hint
     assert repr(SchemaOutdatedError("run `mailglass-reconcile migrate`")) == (
         "SchemaOutdatedError('run `manage.py mailglass migrate`')"
     ), "Celery logs this"

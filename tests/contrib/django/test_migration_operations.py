@@ -164,7 +164,7 @@ def test_an_older_version_warns_of_a_newer_schema_and_ends_no_migrate_of_the_sit
         cursor.execute("UPDATE mailglass_reconcile_version SET version_num = '0002'")
     call_command("migrate", verbosity=0)
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
-        "warning: nothing was changed, because the database is at revision 0002, this version knows 0001l:"
+        "warning: nothing was changed, because the database is at revision 0002, this version knows 0001m:"
         " install the newer mailglass-reconcile here"
     ]
 
@@ -221,7 +221,7 @@ def test_what_cannot_be_migrated_is_said_in_one_line(empty):
         cursor.execute("CREATE TABLE mailglass_events (id uuid)")
     with pytest.raises(CommandError, match=r"^mailglass_reconcile: .*mailglass_events.*$"):
         call_command("migrate", APP, verbosity=0)
-    assert (APP, "0001l_tables") not in MigrationRecorder(connection).applied_migrations()
+    assert (APP, "0001m_tables") not in MigrationRecorder(connection).applied_migrations()
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def test_alembic_s_own_command_migrates_tells_the_revision_and_takes_it_back(emp
     run(alembic, "upgrade", "head", **places)
     assert database.is_current()
     assert len(database.open_set()) == 1
-    assert "0001l (head)" in run(alembic, "current", **places)
+    assert "0001m (head)" in run(alembic, "current", **places)
     run(alembic, "downgrade", "base", **places)
     database.run("DROP TABLE mailglass_reconcile_version")
     assert database.objects() == before

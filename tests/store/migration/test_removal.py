@@ -195,7 +195,7 @@ def test_another_role_gets_the_owner_of_a_migrated_database(empty_database_url, 
         owned.migrate()
         second_role = installation(empty_database_url)
         before = second_role.objects()
-        assert second_role.migrate()[-1] == f"nothing to do: the database is at revision 0001l, owned by {role}"
+        assert second_role.migrate()[-1] == f"nothing to do: the database is at revision 0001m, owned by {role}"
         assert second_role.objects() == before
     finally:
         installation(empty_database_url).run(f"DROP OWNED BY {role} CASCADE")

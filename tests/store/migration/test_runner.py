@@ -68,7 +68,7 @@ def test_an_empty_database_gets_mailglass_s_tables_exactly_and_ours(empty_databa
     assert result[1] == (
         "creating Mailglass's tables (none found); if Mailglass itself will use this database, run its migrations first"
     )
-    assert result[-1] == "done: revision 0001l"
+    assert result[-1] == "done: revision 0001m"
 
 
 def test_our_objects_are_tables_triggers_functions_two_indexes_and_the_version(unmigrated, shape):
@@ -209,7 +209,7 @@ def test_a_plan_prints_the_steps_and_their_sql_and_changes_nothing(unmigrated, s
         assert sql in text
     assert "Mailglass's tables" not in text
     database.migrate()
-    assert database.migrate(plan=True)[1:] == ["-- nothing to do: the database is at revision 0001l"]
+    assert database.migrate(plan=True)[1:] == ["-- nothing to do: the database is at revision 0001m"]
 
 
 @pytest.mark.guard
@@ -218,7 +218,7 @@ def test_migrating_twice_changes_nothing_the_second_time(unmigrated):
     database = unmigrated
     database.migrate()
     before = database.objects()
-    assert database.migrate()[1:] == ["nothing to do: the database is at revision 0001l"]
+    assert database.migrate()[1:] == ["nothing to do: the database is at revision 0001m"]
     assert database.objects() == before
 
 

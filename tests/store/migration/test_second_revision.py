@@ -40,7 +40,7 @@ from alembic import op
 from mailglass_reconcile.store.migration.operations import execute, schema_name
 
 revision = "0002"
-down_revision = "0001l"
+down_revision = "0001m"
 
 
 def upgrade() -> None:
@@ -71,7 +71,7 @@ from mailglass_reconcile.contrib.django import migration_operations
 
 class Migration(migrations.Migration):
     atomic = False
-    dependencies = (("mailglass_reconcile", "0001l_tables"),)
+    dependencies = (("mailglass_reconcile", "0001m_tables"),)
     operations = (migration_operations.Migrate("0002"),)
 """
 
@@ -369,7 +369,7 @@ def test_alembic_s_own_command_goes_back_one_revision(empty_database_url, next_v
     database.migrate()
     before = database.objects()
     next_version.run(database, *COMMAND)
-    next_version.run(database, "-m", "alembic", "downgrade", "0001l")
+    next_version.run(database, "-m", "alembic", "downgrade", "0001m")
     assert "priority" not in columns(database)
     database.run("DROP FUNCTION mailglass_reconcile_credible_v2")
     assert database.objects() == before
@@ -382,7 +382,7 @@ def test_django_goes_back_one_revision_and_stays_there(empty_database_url, next_
     next_version.run(database, "-c", MANAGE)
     for arguments in (["mailglass_reconcile", "0001"], ["contenttypes"]):
         next_version.run(database, "-c", MANAGE, *arguments)
-        assert database.values("SELECT version_num FROM mailglass_reconcile_version") == ["0001l"]
+        assert database.values("SELECT version_num FROM mailglass_reconcile_version") == ["0001m"]
         assert "priority" not in columns(database)
     next_version.run(database, "-c", MANAGE)
     assert next_version.run(database, *COMMAND, "--check") == "at revision 0002\n"

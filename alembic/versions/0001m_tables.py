@@ -3,7 +3,7 @@
 from mailglass_reconcile.store import script
 from mailglass_reconcile.store.migration.operations import execute, is_new_ledger, removal
 
-revision = "0001l"
+revision = "0001m"
 down_revision = None
 
 # As Mailglass's own migrations make them, but for the space in each page of deliveries: an event's update stays there,
@@ -94,14 +94,13 @@ COMMENT ON TABLE {schema}.mailglass_handler_outbox IS
   'mailglass-reconcile: jobs, one for each handler and event';
 
 CREATE TABLE {schema}.mailglass_handled_types (
-  type       text NOT NULL,
-  handler    text NOT NULL,
-  seen_at    timestamp NOT NULL,
-  renamed_to text,
+  type    text NOT NULL,
+  handler text NOT NULL,
+  seen_at timestamp NOT NULL,
   PRIMARY KEY (type, handler)
 );
 COMMENT ON TABLE {schema}.mailglass_handled_types IS
-  'mailglass-reconcile: the handlers of each type of event, when a dispatcher last had each, and renamed ones';
+  'mailglass-reconcile: the handlers of each type of event, and when a dispatcher last had each';
 
 CREATE TABLE {schema}.mailglass_open_orphans (
   event_id           uuid PRIMARY KEY,
