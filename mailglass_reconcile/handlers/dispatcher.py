@@ -157,7 +157,7 @@ class _Dispatcher:
             with use_caller_transaction(handler_tx.connection, self._settings) as tx:
                 return handled_types.register(tx, self._turns)
 
-        registration.log_missed(runtime.database(), self._run_without_handler(begin, action))
+        registration.log_new(self._run_without_handler(begin, action))
         self._registered_at = time.monotonic()
 
     def _run(self, begin: Begin, job: Job) -> _Attempt | None:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import logging
 import shlex
-import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import DatabaseRefusedError, MailglassReconcileError, format_command
+from mailglass_reconcile.errors import DatabaseRefusedError, format_command
 from mailglass_reconcile.rules import handlers as registry
-from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.store import handled_types
 from mailglass_reconcile.store.database import Database, OpenConnection, uuid7_bounds
 from mailglass_reconcile.store.handled_types import Registration
 from mailglass_reconcile.store.outbox import NewJob
 
 logger = logging.getLogger(__name__)
-
-MISSED_DAYS = 7
 
 
 def own_registrations() -> list[Registration]:
@@ -48,39 +44,23 @@ def register(database: Database) -> None:
     if registrations := own_registrations():
         with database.writing() as tx:
             new_registrations = handled_types.register(tx, registrations)
-        log_missed(database, new_registrations)
+        log_new(new_registrations)
 
 
-def log_missed(database: Database, new_registrations: Sequence[Registration]) -> None:
-    """Log how many events of the last days each new handler has missed, and the command that enqueues them."""
-    if not new_registrations:
-        return
-    limits = database.limits
-    stop = time.monotonic() + limits.missed_seconds
-    numbers = Counter[Registration]()
-    complete = True
-    try:
-        with database.connect() as connected:
-            for jobs in missed_pages(connected, new_registrations, MISSED_DAYS * 86_400):
-                numbers.update(Registration(job.handler, job.type) for job in jobs)
-                complete = numbers.total() <= limits.most_missed and time.monotonic() < stop
-                if not complete:
-                    break
-    except MailglassReconcileError as error:
-        logger.warning("cannot count the events that new handlers have missed: %s", error)
-        return
-    for registration, number in sorted(numbers.items()):
-        events = pluralize(min(number, limits.most_missed), f"{registration.type} event")
-        logger.warning(
-            "handler %s is new: %s of the last %d days had no such handler; to run it on them, run as the"
-            " owner of the tables: %s --replay %s --since %dd --handler %s",
-            registration.handler,
-            events if complete else f"at least {events}",
-            MISSED_DAYS,
+def log_new(new_registrations: Sequence[Registration]) -> None:
+    """Log the new handlers, and the command that enqueues the events of the last days that each has missed."""
+    types: dict[str, list[str]] = defaultdict(list)
+    for registration in sorted(new_registrations):
+        types[registration.handler].append(registration.type)
+    for handler, names in types.items():
+        logger.info(
+            "handler %s is new: it runs on %s events from now on; for earlier ones run, as the owner of the tables:"
+            " %s --replay %s --since 7d --handler %s",
+            handler,
+            ", ".join(names),
             format_command("mailglass-reconcile dispatch"),
-            registration.type,
-            MISSED_DAYS,
-            shlex.quote(registration.handler),
+            names[0],
+            shlex.quote(handler),
         )
 
 

@@ -27,8 +27,6 @@ class Limits:
             deliveries.
         handler_seconds: Seconds that each statement of a handler may take, and all of a handler's work on an event.
         register_seconds: Seconds after which a dispatcher registers its handlers again.
-        most_missed: At most this many events that a new handler missed are counted.
-        missed_seconds: Seconds for which they are counted.
         most_orphans_read: Open orphans whose types one page compares, because only the ledger has them: about half a
             second.
         most_events_read: Orphans of the ledger, reconciled ones too, that one page of expired ones reads.
@@ -49,8 +47,6 @@ class Limits:
     retention_rows: int = 1_000
     handler_seconds: float = 30.0
     register_seconds: float = 60.0
-    most_missed: int = 10_000
-    missed_seconds: float = 5.0
     most_orphans_read: int = 20_000
     most_events_read: int = 5_000
     most_counted: int = 100_000

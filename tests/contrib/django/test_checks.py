@@ -17,7 +17,7 @@ import processes
 from django_project import another_database, leave_the_app
 from mailglass_reconcile import beat_schedule, on_event, reconcile
 from mailglass_reconcile.errors import SchemaOutdatedError, unavailable_error
-from mailglass_reconcile.handlers.registration import log_missed
+from mailglass_reconcile.handlers.registration import log_new
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.store.handled_types import Registration
 
@@ -267,7 +267,7 @@ def test_hints_about_handlers_are_those_of_a_django_project(app, db, caplog):
         "SchemaOutdatedError('run `manage.py mailglass migrate`')"
     ), "Celery logs this"
     assert "check DATABASES['default'] and the server" in str(unavailable_error("08006"))
-    log_missed(db.database, [Registration("suppress", "bounced")])
+    log_new([Registration("suppress", "bounced")])
     assert "mailglass-reconcile" not in caplog.text
 
 
