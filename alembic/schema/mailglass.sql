@@ -64,13 +64,13 @@ CREATE OR REPLACE TRIGGER mailglass_events_immutable_trigger
   BEFORE DELETE OR UPDATE ON {schema}.mailglass_events
   FOR EACH ROW EXECUTE FUNCTION {schema}.mailglass_raise_immutability();
 
--- step: function mailglass_events_no_truncate [made here or --guard-truncate]
+-- step: function mailglass_events_no_truncate [made here]
 CREATE OR REPLACE FUNCTION {schema}.mailglass_events_no_truncate() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
   RAISE SQLSTATE '45A01' USING MESSAGE = 'mailglass_events is append-only; TRUNCATE is forbidden';
 END;
 $$;
 
--- step: trigger mailglass_events_no_truncate [made here or --guard-truncate]
+-- step: trigger mailglass_events_no_truncate [made here]
 CREATE OR REPLACE TRIGGER mailglass_events_no_truncate BEFORE TRUNCATE ON {schema}.mailglass_events
   FOR EACH STATEMENT EXECUTE FUNCTION {schema}.mailglass_events_no_truncate();

@@ -27,15 +27,10 @@ Examples:
 )
 @click.option("--tables", is_flag=True, help="Drop deliveries and events too, if `migrate` made them (with --remove).")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation (with --remove).")
-@click.option(
-    "--guard-truncate", is_flag=True, help="Refuse TRUNCATE of the events on tables that Mailglass made, too."
-)
-def migrate(plan: bool, check: bool, grants: bool, remove: bool, tables: bool, yes: bool, guard_truncate: bool) -> None:
+def migrate(plan: bool, check: bool, grants: bool, remove: bool, tables: bool, yes: bool) -> None:
     """Create or update the tables. Your application may keep writing."""
     if plan + check + grants + remove > 1:
         raise click.UsageError("--plan, --check, --grants and --remove exclude each other")
-    if guard_truncate and (check or grants or remove):
-        raise click.UsageError("--guard-truncate can only be used with a migration or its --plan")
     if (yes or tables) and not remove:
         raise click.UsageError(f"--{'tables' if tables else 'yes'} can only be used with --remove")
     if remove and not yes:
@@ -65,4 +60,4 @@ def migrate(plan: bool, check: bool, grants: bool, remove: bool, tables: bool, y
             confirm(question)
         runner.remove(engine, settings, click.echo, tables=tables)
     else:
-        runner.migrate(engine, settings, click.echo, plan=plan, guard_truncate=guard_truncate)
+        runner.migrate(engine, settings, click.echo, plan=plan)

@@ -1,8 +1,8 @@
 """Compare the database's catalog with the schema, for `migrate` and `doctor`: one statement finds every fault.
 
 A function and a trigger bear a stamp as their comment: a digest of the step that made them, and of what Postgres made
-of it. So any change of a step or its object is a difference, and nothing has to understand SQL. A dump may lack the
-stamps, so what would stop a writer is compared by itself too: a function's body, SECURITY and EXECUTE.
+of it. So any change of a step or its object is a difference, and nothing has to understand SQL. A dump without comments
+lacks the stamps: `migrate` makes functions and triggers again. A changed index has another name.
 """
 
 from __future__ import annotations
@@ -11,18 +11,14 @@ from typing import Any, NamedTuple
 
 from mailglass_reconcile.store import deliveries, revision, schema, script
 from mailglass_reconcile.store.database import Transaction, column_arrays, in_schema
-from mailglass_reconcile.store.script import SchemaStep, md5
+from mailglass_reconcile.store.script import SchemaStep
 
 MIGRATE = "run `mailglass-reconcile migrate`"
 RESTORE = "restore it from a backup; or, with Mailglass, run its own migrations"
 
-UNIQUE = ("mailglass_events_idempotency_key_idx", "mailglass_deliveries_provider_msg_id_idx")
-"""Mailglass's indexes that ON CONFLICT needs, under any name."""
-
 MISSING = "is missing"
 SOMETHING_ELSE = "is something else with that name"
-EXPOSED = "can be executed by every role, with its owner's privileges"
-UNSTAMPED = "may differ from this version's: its comment does not have the digest that `migrate` stores there"
+DIFFERS = "differs from this version's: its comment does not have the digest that `migrate` stores there"
 UNFILLED = "is new, and the open orphans are not filled from the ledger yet"
 
 STAMPS = {
@@ -39,76 +35,47 @@ _OBJECTS = """
 WITH wanted AS (
   SELECT w.*, n.oid AS namespace, l.oid AS on_table, l.relkind AS table_kind
     FROM unnest(CAST(:kinds AS text[]), CAST(:names AS text[]), CAST(:tables AS text[]), CAST(:digests AS text[]),
-                CAST(:columns AS text[]), CAST(:conditions AS text[]), CAST(:uniques AS boolean[]),
-                CAST(:bodies AS text[]), CAST(:definers AS boolean[]), CAST(:publics AS boolean[]))
-           AS w (kind, name, tab, digest, columns, condition, is_unique, body, is_definer, is_public)
+                CAST(:columns AS text[])) AS w (kind, name, tab, digest, columns)
     JOIN pg_namespace AS n ON n.nspname = :schema
     LEFT JOIN pg_class AS l ON l.relname = w.tab AND l.relnamespace = n.oid AND l.relkind IN ('r', 'p')
-), existing AS (
-  SELECT i.indexrelid AS oid, i.indrelid, i.indisvalid AND i.indisready AS works, i.indisunique AS is_unique,
-         i.indexprs IS NULL AND i.indimmediate AND c.relam = 403 AS may_replace,
-         coalesce(pg_get_expr(i.indpred, i.indrelid), '') AS condition,
-         (SELECT string_agg(coalesce(a.attname, '()') || CASE k.options & 1 WHEN 1 THEN ' DESC' ELSE '' END, ' '
-                            ORDER BY k.place)
-            FROM unnest(CAST(i.indkey AS int2[]), CAST(i.indoption AS int2[]))
-                   WITH ORDINALITY AS k (number, options, place)
-            LEFT JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.number
-           WHERE k.place <= i.indnkeyatts) AS columns
-    FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
-   WHERE i.indrelid = ANY (ARRAY(SELECT on_table FROM wanted))
 )
 SELECT w.kind, w.name, f.oid IS NOT NULL AS is_there, f.kind AS found_kind, f.owner, current_user AS role,
        count(*) OVER (PARTITION BY w.kind, w.name) > 1 AS is_overloaded, w.on_table IS NOT NULL AS has_table,
-       w.table_kind = 'p' AS is_partitioned,
        w.table_kind = 'r' AND pg_relation_size(w.on_table) = 0 AS is_empty,
        CASE WHEN w.kind = 'table' AND f.kind = 'table'
             THEN ARRAY(SELECT c.name FROM unnest(string_to_array(w.columns, ' ')) AS c (name)
                         WHERE NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = f.oid AND a.attname = c.name
                                              AND NOT a.attisdropped)) END AS dropped_columns,
-       CASE WHEN f.oid IS NULL AND w.kind = 'index' AND w.tab = ANY (CAST(:mailglass_s AS text[]))
-                 AND EXISTS (SELECT FROM existing AS e
-                              WHERE e.indrelid = w.on_table AND e.works AND e.may_replace
-                                AND CASE WHEN w.is_unique
-                                         THEN e.is_unique AND e.columns = w.columns AND e.condition IN ('', w.condition)
-                                         ELSE starts_with(e.columns || ' ', w.columns || ' ')
-                                              AND e.condition = w.condition END) THEN NULL
+       CASE WHEN f.oid IS NULL AND w.name = 'mailglass_webhook_events_prune_idx'
+                 -- Mailglass itself has one since 2.5.
+                 AND EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = w.on_table AND i.indisvalid
+                                AND pg_get_indexdef(i.indexrelid) LIKE '%(status, inserted_at, %') THEN NULL
             WHEN f.oid IS NULL THEN 'is missing'
-            WHEN f.kind <> w.kind OR (w.kind = 'index' AND (x.oid IS NULL OR x.indrelid <> w.on_table))
+            WHEN f.kind <> w.kind OR w.kind = 'index' AND f.on_table IS DISTINCT FROM w.on_table
             THEN 'is something else with that name'
-            WHEN NOT x.works THEN 'is invalid'
-            WHEN f.is_disabled THEN 'is disabled'
-            WHEN w.kind = 'index' AND (x.columns, x.is_unique) <> (w.columns, w.is_unique)
-            THEN 'has another definition than this version''s'
+            WHEN NOT f.works THEN CASE w.kind WHEN 'index' THEN 'is invalid' ELSE 'is disabled' END
             WHEN f.comment = f.stamp || ' unfilled'
             THEN 'is new, and the open orphans are not filled from the ledger yet'
-            WHEN w.kind = 'function' AND f.body IS DISTINCT FROM w.body
-            THEN 'has another body than this version''s'
-            WHEN w.kind = 'function' AND f.is_definer <> w.is_definer
-            THEN 'is not SECURITY ' || CASE WHEN w.is_definer THEN 'DEFINER' ELSE 'INVOKER' END
-            WHEN w.kind = 'function' AND f.is_public <> w.is_public
-            THEN CASE WHEN w.is_public THEN 'cannot be executed by every role'
-                      ELSE 'can be executed by every role, with its owner''s privileges' END
             WHEN w.kind IN ('function', 'trigger') AND f.comment IS DISTINCT FROM f.stamp
-            THEN 'may differ from this version''s: its comment does not have the digest that `migrate` stores there'
+            THEN 'differs from this version''s: its comment does not have the digest that `migrate` stores there'
              END AS fault
   FROM wanted AS w
   LEFT JOIN LATERAL (
          SELECT c.oid, CASE WHEN c.relkind IN ('r', 'p') THEN 'table' WHEN c.relkind IN ('i', 'I') THEN 'index'
                             WHEN c.relkind = 'v' THEN 'view' ELSE 'relation' END AS kind,
-                pg_get_userbyid(c.relowner) AS owner, false AS is_disabled, NULL AS comment, NULL AS stamp,
-                NULL AS body, NULL AS is_definer, NULL AS is_public
-           FROM pg_class AS c WHERE w.kind IN ('table', 'index') AND c.relname = w.name AND c.relnamespace = w.namespace
+                pg_get_userbyid(c.relowner) AS owner, i.indrelid AS on_table,
+                coalesce(i.indisvalid AND i.indisready, true) AS works, NULL AS comment, NULL AS stamp
+           FROM pg_class AS c LEFT JOIN pg_index AS i ON i.indexrelid = c.oid
+          WHERE w.kind IN ('table', 'index') AND c.relname = w.name AND c.relnamespace = w.namespace
           UNION ALL
-         SELECT p.oid, w.kind, pg_get_userbyid(p.proowner), false, obj_description(p.oid, 'pg_proc'),
-                CASE WHEN p.prokind IN ('f', 'p') THEN {function_stamp} END, md5(p.prosrc), p.prosecdef,
-                has_function_privilege('public', p.oid, 'EXECUTE')
+         SELECT p.oid, w.kind, pg_get_userbyid(p.proowner), NULL, true, obj_description(p.oid, 'pg_proc'),
+                CASE WHEN p.prokind IN ('f', 'p') THEN {function_stamp} END
            FROM pg_proc AS p WHERE w.kind = 'function' AND p.proname = w.name AND p.pronamespace = w.namespace
           UNION ALL
-         SELECT t.oid, w.kind, pg_get_userbyid(p.proowner), t.tgenabled = 'D', obj_description(t.oid, 'pg_trigger'),
-                {trigger_stamp}, NULL, NULL, NULL
+         SELECT t.oid, w.kind, pg_get_userbyid(p.proowner), t.tgrelid, t.tgenabled <> 'D',
+                obj_description(t.oid, 'pg_trigger'), {trigger_stamp}
            FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
           WHERE w.kind = 'trigger' AND t.tgrelid = w.on_table AND t.tgname = w.name) AS f ON true
-  LEFT JOIN existing AS x ON w.kind = 'index' AND x.oid = f.oid
 """.replace("{function_stamp}", STAMPS["function"].format(digest="w.digest", oid="p.oid")).replace(
     "{trigger_stamp}", STAMPS["trigger"].format(digest="w.digest", oid="t.oid")
 )
@@ -121,14 +88,12 @@ class Difference(NamedTuple):
         step: The step that makes it; a table's is empty.
         fault: The difference, as a predicate: `is missing`.
         is_mailglass: True if it is Mailglass's, so that `migrate` does not change it.
-        is_partitioned: True if it is an index of a partitioned table.
         is_on_empty: True if it is an index of a table without rows, or of one that does not exist yet.
     """
 
     step: SchemaStep
     fault: str
     is_mailglass: bool = False
-    is_partitioned: bool = False
     is_on_empty: bool = False
 
     @property
@@ -141,9 +106,7 @@ class Difference(NamedTuple):
     @property
     def is_grave(self) -> bool:
         """Return True if recording or linking fails or is late because of it."""
-        if self.fault in (EXPOSED, UNSTAMPED):
-            return self.fault == EXPOSED
-        return self.step.kind == "table" or self.step.is_unique or not self.step.only_on
+        return self.step.kind == "table" or self.step.is_unique or not self.step.only_on or self.fault == DIFFERS
 
     @property
     def is_curable(self) -> bool:
@@ -157,7 +120,7 @@ class Difference(NamedTuple):
         return f"{self.step.kind} {self.step.name}{where} {self.fault}{self._effect()}"
 
     def _effect(self) -> str:
-        if self.fault in (EXPOSED, UNFILLED, UNSTAMPED):
+        if self.fault in (UNFILLED, DIFFERS):
             return ""
         if self.step.kind == "function" and self.step.only_on and not self.step.is_trigger_function:
             return ", so the prune cannot delete old rows"
@@ -176,7 +139,7 @@ class Difference(NamedTuple):
         if self.fault == SOMETHING_ELSE:
             return f"drop or rename it, then {MIGRATE}"
         if self.step.kind == "table":
-            return tx.find_renaming(self.step.name) or (RESTORE if self.is_mailglass else revision.MAKE_AGAIN)
+            return RESTORE if self.is_mailglass else revision.MAKE_AGAIN
         drop = "" if self.fault == MISSING else f"DROP INDEX CONCURRENTLY {tx.name_of(self.step.name)}; "
         return drop + " ".join(in_schema(self.step.concurrently, tx.schema).removesuffix(";").split())
 
@@ -204,34 +167,21 @@ class Comparison(NamedTuple):
         return [difference for difference in self.differences if difference.is_curable]
 
 
-def compare(tx: Transaction, *, guard: bool = False, made_here: bool = False) -> Comparison:
-    """Compare the database with the schema.
-
-    With *guard*, tables that Mailglass made need the guard against TRUNCATE too. With *made_here*, this run made them.
-    """
+def compare(tx: Transaction, *, made_here: bool = False) -> Comparison:
+    """Compare the database with the schema; with *made_here*, this run made Mailglass's tables."""
     mailglass_tables = not made_here and schema.is_made_by_mailglass(tx)
     version = tx.revision()
     steps = [step for step in script.steps() if _is_compared(step, mailglass_tables=mailglass_tables)]
     columns: dict[str, str] = {**schema.TABLES, **dict.fromkeys([*schema.MAILGLASS_TABLES, schema.VERSION_TABLE], "")}
     wanted = {(step.kind, step.name): step for step in [*steps, *(SchemaStep("table", name) for name in columns)]}
     arrays = column_arrays(
-        (
-            *("kinds", "names", "tables", "digests", "columns", "conditions", "uniques"),
-            *("bodies", "definers", "publics"),
-        ),
-        [
-            (
-                *(step.kind, step.name, step.table, step.digest),
-                *(step.columns or columns.get(step.name, ""), step.condition, str(step.is_unique)),
-                *(md5(in_schema(step.body, tx.schema)), str(step.is_definer), str(step.is_public)),
-            )
-            for step in wanted.values()
-        ],
+        ("kinds", "names", "tables", "digests", "columns"),
+        [(step.kind, step.name, step.table, step.digest, columns.get(step.name, "")) for step in wanted.values()],
     )
-    names = {"schema": tx.schema, "mailglass_s": f"{{{','.join(schema.MAILGLASS_TABLES)}}}"}
     differences, foreign, tables, owners, role = [], [], [], set(), ""
     places = {key: place for place, key in enumerate(wanted)}
-    for row in sorted(tx.execute(_OBJECTS, {**arrays, **names}), key=lambda row: places[row.kind, row.name]):
+    rows = tx.execute(_OBJECTS, {**arrays, "schema": tx.schema})
+    for row in sorted(rows, key=lambda row: places[row.kind, row.name]):
         step, role = wanted[row.kind, row.name], row.role
         is_mailglass = step.name in schema.MAILGLASS_TABLES or (mailglass_tables and step.only_on == script.MADE_HERE)
         fault = row.fault or (f"lacks {', '.join(row.dropped_columns)}" if row.dropped_columns else None)
@@ -241,11 +191,9 @@ def compare(tx: Transaction, *, guard: bool = False, made_here: bool = False) ->
             or (step.kind == "table" and fault != SOMETHING_ELSE and version != revision.VERSION)
             # The table is missing, and `migrate` does not make it again.
             or (step.kind == "index" and not row.has_table and (is_mailglass or version == revision.VERSION))
-            or (step.name == schema.GUARD and mailglass_tables and not guard)
         )
         if fault and not is_ignored:
-            is_on_empty = bool(row.is_empty) or not row.has_table
-            differences.append(Difference(step, fault, is_mailglass, bool(row.is_partitioned), is_on_empty))
+            differences.append(Difference(step, fault, is_mailglass, bool(row.is_empty) or not row.has_table))
         if row.is_there and not is_mailglass:
             foreign += _describe_foreign(step, row)
             tables += [step.name] if step.name in schema.TABLES else []
@@ -256,8 +204,8 @@ def compare(tx: Transaction, *, guard: bool = False, made_here: bool = False) ->
 
 
 def _is_compared(step: SchemaStep, *, mailglass_tables: bool) -> bool:
-    """Return True if a step is compared; on Mailglass's tables, its unique indexes are, and our objects."""
-    return not step.only_on or not mailglass_tables or step.name in (schema.GUARD, *UNIQUE)
+    """Return True if a step is compared; on Mailglass's tables, those of its indexes that ON CONFLICT needs are too."""
+    return not step.only_on or not mailglass_tables or step.name in schema.CONFLICT_INDEXES
 
 
 def _describe_foreign(step: SchemaStep, row: Any) -> list[str]:

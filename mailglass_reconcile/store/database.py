@@ -96,16 +96,6 @@ SELECT name FROM unnest(CAST(:tables AS text[])) AS t (name)
 _IS_VERSION_TABLE = "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(:version) AND relkind = 'r')"
 
 
-# A table that was renamed keeps its indexes, whose names would be in the way of a new one.
-_RENAMING = """
-SELECT format('ALTER TABLE %I.%I RENAME TO %I', n.nspname, c.relname, CAST(:table AS text))
-  FROM pg_index AS i
-  JOIN pg_class AS c ON c.oid = i.indrelid
-  JOIN pg_namespace AS n ON n.oid = c.relnamespace
- WHERE i.indexrelid IN (to_regclass(:primary_key), to_regclass(:alembic_s)) AND c.relname <> CAST(:table AS text)
-"""
-
-
 class Function(NamedTuple):
     """A function of the schema, which sets our settings itself, and its arguments, which are all texts.
 
@@ -194,12 +184,6 @@ class Transaction(SessionTransaction):
         exists = self.execute(_IS_VERSION_TABLE, {"version": self.name_of(revision.VERSION_TABLE)}).scalar_one()
         version: str | None = self.execute(revision.READ).scalar_one() if exists else None
         return version
-
-    def find_renaming(self, table: str) -> str | None:
-        """Return the statement that gives a missing table its name back, if another table has its primary key."""
-        names = {"primary_key": self.name_of(f"{table}_pkey"), "alembic_s": self.name_of(f"{table}_pkc")}
-        statement: str | None = self.execute(_RENAMING, {"table": table, **names}).scalar()
-        return statement
 
     def load_schemas(self) -> list[SchemaTables]:
         """Return the schemas of the database that have tables of Mailglass's or ours."""
@@ -482,9 +466,7 @@ def require_revision(tx: Transaction) -> None:
             raise SchemaOutdatedError(str(mismatch)) from None
         missing = tx.execute(_MISSING_TABLES, {"tables": array_literal(revision.TABLES), "schema": tx.schema}).scalars()
         if table := missing.first():
-            raise SchemaOutdatedError(
-                f"table {table} is missing: {tx.find_renaming(table) or revision.MAKE_AGAIN}"
-            ) from None
+            raise SchemaOutdatedError(f"table {table} is missing: {revision.MAKE_AGAIN}") from None
 
 
 def prefer_scans(tx: Transaction) -> AbstractContextManager[None]:

@@ -15,7 +15,10 @@ INDEXES = (*script.steps_of_kind("index"), "mailglass_deliveries_tenant_inserted
 """Our indexes, on our tables and on Mailglass's; the last one only where `migrate` made these."""
 
 GUARD = "mailglass_events_no_truncate"
-"""The trigger against TRUNCATE and its function, which not every installation has."""
+"""The trigger against TRUNCATE and its function, on tables that `migrate` made."""
+
+CONFLICT_INDEXES = ("mailglass_events_idempotency_key_idx", "mailglass_deliveries_provider_msg_id_idx")
+"""Mailglass's indexes that ON CONFLICT needs."""
 
 RETENTION = ("mailglass_prune_events", "mailglass_prune_deliveries")
 """The functions that delete old rows; they exist only for tables that `migrate` made."""

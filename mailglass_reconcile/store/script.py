@@ -39,9 +39,6 @@ MADE_HERE = "made here"
 
 _MARK = re.compile(r"^-- step: (index|function|trigger) (\w+)(?: \[([^\]]+)\])?\n", re.MULTILINE)
 _TABLE = re.compile(r" ON \{schema\}\.(\w+)")
-_COLUMNS = re.compile(r" ON \{schema\}\.\w+ \((.*)", re.DOTALL)
-_QUOTED = re.compile(r"'[^']*'")
-_CONDITION = re.compile(r"\sWHERE (.*);$")
 
 
 class SchemaStep(NamedTuple):
@@ -73,36 +70,6 @@ class SchemaStep(NamedTuple):
     def concurrently(self) -> str:
         """The statement that builds an index without blocking writers."""
         return self.sql[self.sql.index("CREATE") :].replace(" INDEX ", " INDEX CONCURRENTLY ", 1)
-
-    @property
-    def columns(self) -> str:
-        """The columns of an index, with () for each expression."""
-        if self.kind != "index":
-            return ""
-        depth, outside = 0, ""
-        for character in _QUOTED.sub("", _COLUMNS.findall(self.sql)[0]):
-            depth += (character == "(") - (character == ")")
-            if depth < 0:
-                break
-            outside += character if depth == 0 else ""
-        # Of an expression, its closing parenthesis is left.
-        return " ".join("()" if ")" in column else " ".join(column.split()) for column in outside.split(","))
-
-    @property
-    def condition(self) -> str:
-        """The condition of an index, as Postgres prints it."""
-        conditions = _CONDITION.findall(self.sql) if self.kind == "index" else []
-        return f"({conditions[0]})" if conditions else ""
-
-    @property
-    def body(self) -> str:
-        """The body of a function."""
-        return self.sql.split("$$")[1] if self.kind == "function" else ""
-
-    @property
-    def is_definer(self) -> bool:
-        """Return True if a function has its owner's privileges."""
-        return self.kind == "function" and "SECURITY DEFINER" in self.sql
 
     @property
     def is_public(self) -> bool:

@@ -1,11 +1,8 @@
 """A database that Mailglass made, or that has another ledger in another schema."""
 
-import os
-
 import pytest
 import sqlalchemy as sa
 
-import processes
 from catalog import installation, live
 from history import insert_history
 from mailglass_reconcile.errors import ConfigurationError, LedgerImmutableError
@@ -13,7 +10,6 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import location
 from mailglass_reconcile.store.location import SchemaTables
 from mailglass_reconcile.store.migration import runner
-from processes import COMMAND
 from shapes import SCHEMAS
 
 pytestmark = pytest.mark.slow
@@ -48,8 +44,8 @@ def test_the_default_schema_needs_no_setting_if_the_ledger_is_there(empty_databa
     assert database.is_current()
 
 
-def test_mailglass_s_own_tables_can_be_truncated_unless_a_guard_was_asked_for(empty_database_url, redis_url, shape):
-    """Its test suite truncates the ledger; a requested guard stays, and is removed with the rest."""
+def test_mailglass_s_own_tables_can_be_truncated(empty_database_url, shape):
+    """Its test suite truncates the ledger."""
     database = live(empty_database_url, SCHEMAS[shape], shape)
     if shape == "0.1.1":
         database.run(SUPPRESSIONS)
@@ -60,23 +56,8 @@ def test_mailglass_s_own_tables_can_be_truncated_unless_a_guard_was_asked_for(em
     assert not any("no_truncate" in line for line in database.objects())
     assert before <= database.objects()
     database.run("TRUNCATE mailglass_events")
-    environment = {**os.environ, "MAILGLASS_DATABASE_URL": empty_database_url, "MAILGLASS_REDIS_URL": redis_url}
-    environment["MAILGLASS_DATABASE_SCHEMA"] = SCHEMAS[shape]
-    for _ in range(2):
-        assert processes.run([*COMMAND, "migrate", "--guard-truncate"], environment).returncode == 0
-    database.migrate()
-    assert database.is_current()
-    with pytest.raises(LedgerImmutableError), database.engine.begin() as connection:
-        connection.execute(sa.text(f"TRUNCATE {SCHEMAS[shape]}.mailglass_events"))
     database.remove()
     assert database.objects() == before
-
-
-@pytest.mark.parametrize("words", [["--check"], ["--remove"]])
-def test_the_guard_goes_with_a_migration_only(words):
-    """Other combinations are usage errors."""
-    result = processes.run([*COMMAND, "migrate", "--guard-truncate", *words])
-    assert result.returncode == 2
 
 
 def test_tables_that_we_made_bear_no_comment_of_mailglass_s(empty_database_url):

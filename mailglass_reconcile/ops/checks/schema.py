@@ -86,10 +86,6 @@ def revision(context: CheckContext) -> Iterator[Finding]:
         yield error(f"there is no schema {tx.schema} in this database", step)
     elif relocation := location.find_relocation(schemas, tx.schema):
         yield error(*relocation)
-    elif not version and (statement := tx.find_renaming(schema.VERSION_TABLE)):
-        yield error(f"table {schema.VERSION_TABLE} is missing", statement)
-    elif tx.schema not in ledgers and version and (statement := tx.find_renaming("mailglass_events")):
-        yield error("table mailglass_events is missing", statement)
     elif tx.schema not in ledgers and version:
         yield error(
             f"schema {tx.schema} has our tables but no mailglass_events",

@@ -37,13 +37,11 @@ class Request(NamedTuple):
         session: The session.
         tell: Gets a line for each step.
         is_upgrade: True if missing revisions and objects are made; False for Alembic's other commands.
-        guard: True if tables that Mailglass made need the guard against TRUNCATE too.
     """
 
     session: Session
     tell: Callable[[str], None]
     is_upgrade: bool = True
-    guard: bool = False
 
 
 def run(context: Any) -> None:
@@ -83,7 +81,7 @@ def _upgrade(context: Any, request: Request) -> None:
     with session.connected.reading() as tx:
         say(describe_location(tx))
         version = tx.revision()
-        comparison = compare(tx, guard=request.guard)
+        comparison = compare(tx)
         if revision.is_newer(version) and comparison.tables:
             say(f"warning: nothing was changed, because {revision.find_mismatch(version)}")
             return
@@ -115,7 +113,7 @@ def _upgrade(context: Any, request: Request) -> None:
         return
     with session.connected.reading() as tx:
         version = tx.revision()
-        comparison = compare(tx, guard=request.guard, made_here=not has_ledger)
+        comparison = compare(tx, made_here=not has_ledger)
     if version == revision.VERSION:
         objects.run(session, comparison.curable, least_days, tell)
     tell(f"done: revision {version}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.store import repair, schema
 from mailglass_reconcile.store.comparison import MISSING, STAMPS, UNFILLED, Difference
 from mailglass_reconcile.store.database import in_schema
@@ -71,13 +70,6 @@ def steps_for(differences: Iterable[Difference], least_days: str) -> Iterable[St
 
 def run(session: Session, differences: Iterable[Difference], least_days: str, tell: Callable[[str], None]) -> None:
     """Run the steps."""
-    differences = list(differences)
-    for difference in differences:
-        if difference.step.kind == "index" and difference.is_partitioned:
-            raise DatabaseRefusedError(
-                f"table {difference.step.table} is partitioned: build the index {difference.step.name} manually, as"
-                " docs/upgrading.md describes, then run migrate again"
-            )
     for step in steps_for(differences, least_days):
         if step is None:
             tell(f"fill the open orphans from the ledger, {session.connected.limits.batch_rows} in a transaction")

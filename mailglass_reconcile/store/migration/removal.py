@@ -49,7 +49,7 @@ class RemovableObject(NamedTuple):
 
 def find_objects(tx: Transaction) -> list[RemovableObject]:
     """Return the objects that a removal drops."""
-    ours = {*schema.INDEXES, *schema.RETENTION}
+    ours = {*schema.INDEXES, *schema.RETENTION, schema.GUARD}
     removed_steps = [step for step in script.steps() if step.only_on != script.MADE_HERE or step.name in ours]
     parameters = {
         "schema": tx.schema,

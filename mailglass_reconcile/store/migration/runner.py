@@ -27,7 +27,6 @@ def migrate(
     tell: Callable[[str], None],
     *,
     plan: bool = False,
-    guard_truncate: bool = False,
     target: str = "head",
 ) -> None:
     """Migrate the database to this version's schema; change nothing if it is up to date, or newer.
@@ -37,10 +36,9 @@ def migrate(
         settings: The settings.
         tell: Gets a line for each step.
         plan: Print the steps as SQL for psql, with everything else in comments, and change nothing.
-        guard_truncate: Refuse TRUNCATE of the ledger also on tables that Mailglass made.
         target: The revision to stop at.
     """
-    with _alembic(engine, settings, tell, guard=guard_truncate) as config:
+    with _alembic(engine, settings, tell) as config:
         command.upgrade(config, target, sql=plan)
 
 
