@@ -17,7 +17,7 @@ from mailglass_reconcile.ops.lock_holders import LockHolder
 from mailglass_reconcile.rules import matching, provider_rules, remedy, states
 from mailglass_reconcile.rules.addresses import contains_address, normalize_address
 from mailglass_reconcile.rules.events import Bounce
-from mailglass_reconcile.rules.humanize import pluralize, sanitize_tenant
+from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.rules.matching import (
     MATCHED,
     RECIPIENT_MISMATCH,
@@ -31,10 +31,9 @@ from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.rules.states import EventState, MatchState
 from mailglass_reconcile.rules.times import format_time
 from mailglass_reconcile.store import deliveries as stored_deliveries
-from mailglass_reconcile.store import ledger, open_orphans, runs, schema
+from mailglass_reconcile.store import ledger, open_orphans, schema
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH, NO_KEYS, OrphanRow
-from mailglass_reconcile.store.runs import RunAt
 from mailglass_reconcile.sweep import matcher
 from mailglass_reconcile.sweep.matcher import EventMatch, OrphanMatch
 
@@ -156,8 +155,6 @@ class Explanation:
         expires_at: When it becomes too old.
         refused: The number of times that the database refused to read or link it.
         linked_at: When it was linked.
-        linked_during: The runs that were linking then, at most three. Empty if a writer of this package linked it, or
-            if the run was folded into the totals.
         reconciled_by: The `reconciled` event that linked or settled it.
         linked_by: `hand` if a person linked it; None if not.
         linked_by_actor: The name of that person.
@@ -190,7 +187,6 @@ class Explanation:
     expires_at: str | None = None
     refused: int = 0
     linked_at: str | None = None
-    linked_during: tuple[RunAt, ...] = ()
     reconciled_by: str | None = None
     linked_by: Literal["hand"] | None = None
     linked_by_actor: str | None = None
@@ -247,8 +243,6 @@ def facts(event: Explanation) -> Iterator[Fact]:
         yield Fact("recipient", states.NOT_CHECKED)
     if event.linked_by:
         yield Fact("manually", f"{event.linked_by_actor or 'an unknown user'}: {event.reason or 'no reason'}")
-    for run in event.linked_during:
-        yield _time_fact("during", f"a {run.kind} sweep (origin: {run.origin}) of {{}}", run.started_at)
 
 
 def outlook(event: Explanation) -> Iterator[Fact]:
@@ -352,9 +346,7 @@ def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
     if final_state in ("attached", "no_orphan"):
         origins = origins._replace(rule=None, reads=())  # it needs no delivery
     if final_state:
-        by_sweep = final_state == "linked" and not row.by_hand
-        linking = runs.find_linking(tx, row.linked_at, sanitize_tenant(row.tenant_id)) if by_sweep else []
-        return _explain_final(row, final_state, origins, linking)
+        return _explain_final(row, final_state, origins)
     (orphan,) = open_orphans.read(tx.reading, [row.id]) or [OrphanRow(row.id, row.tenant_id, "", NO_KEYS)]
     (keys,) = matcher.current_keys(tx.reading, [orphan])
     event_match = matcher.match_event(tx.reading, row.id, row.tenant_id, keys)
@@ -422,7 +414,7 @@ def _final_state(row: sa.Row[Any]) -> EventState | None:
     return None
 
 
-def _explain_final(row: sa.Row[Any], state: EventState, origins: Origins, linking: Sequence[RunAt]) -> Explanation:
+def _explain_final(row: sa.Row[Any], state: EventState, origins: Origins) -> Explanation:
     is_too_long = state == "missing" and len(row.tenant_id) > MAX_TENANT_LENGTH
     return Explanation(
         row.id,
@@ -434,7 +426,6 @@ def _explain_final(row: sa.Row[Any], state: EventState, origins: Origins, linkin
         remedy=(with_local_names(_REPAIR),) if state == "missing" and not is_too_long else (),
         recipient_checked=False if row.unchecked else None,
         linked_at=row.linked_at if row.linked_to else None,
-        linked_during=tuple(linking),
         reconciled_by=row.reconciled_by,
         linked_by="hand" if row.by_hand else None,
         linked_by_actor=_without_address(row.actor) if row.by_hand else None,

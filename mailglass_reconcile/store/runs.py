@@ -85,19 +85,7 @@ SELECT min(started_at), max(finished_at), kind, origin, status, sum(runs), [sum(
   FROM old GROUP BY kind, origin, status
 """)
 
-# Thirty days of them at most: a pass over the table costs a few milliseconds. Older rows may be totals, which span
-# months.
-_AT = """
-SELECT kind, origin, {schema}.mailglass_reconcile_iso_v1(started_at) AS started_at
-  FROM {schema}.mailglass_reconcile_runs
- WHERE CAST(:time AS timestamp) BETWEEN started_at AND finished_at AND linked > 0
-   AND (tenant_id IS NULL OR tenant_id = :tenant_id)
-   AND finished_at >= now()::timestamp - make_interval(days => :days)
- ORDER BY started_at LIMIT 3
-"""
-
-
-# As above; rows that the prune has added up are among them.
+# Rows that the prune has added up are among them: a pass over the table costs a few milliseconds.
 _TOTALS = _for_each_count("""
 SELECT kind, status, sum(runs)::bigint AS runs, [sum(#)::bigint AS #]
   FROM {schema}.mailglass_reconcile_runs GROUP BY kind, status
@@ -133,15 +121,6 @@ class OpenGroup(TypedDict):
     tenant_id: str | None
     provider: str | None
     orphans: int
-
-
-@dataclass(frozen=True, slots=True)
-class RunAt:
-    """A run that linked something; `started_at` in ISO 8601, UTC."""
-
-    kind: RunKind
-    origin: Origin
-    started_at: str
 
 
 @dataclass(slots=True)
@@ -208,15 +187,6 @@ def _parameters(run: Run) -> dict[str, Any]:
         "open_groups": None if run.open_groups is None else json.dumps(run.open_groups),
         "covered": run.covered,
     }
-
-
-def find_linking(tx: Transaction, time: str, tenant_id: str | None) -> list[RunAt]:
-    """Return the runs, at most three, that were linking a tenant's orphans at *time*, in UTC as Postgres writes it.
-
-    *tenant_id* is in the form that the history stores.
-    """
-    rows = tx.execute(_AT, {"time": time, "tenant_id": tenant_id, "days": RETENTION_DAYS}).all()
-    return [RunAt(row.kind, row.origin, row.started_at) for row in rows]
 
 
 def sum_by_status(tx: Transaction) -> list[Total]:
