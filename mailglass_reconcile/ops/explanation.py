@@ -15,7 +15,7 @@ from mailglass_reconcile.ops import deliveries, lock_holders, orphans
 from mailglass_reconcile.ops.deliveries import DeliverySummary, NamingOrphan
 from mailglass_reconcile.ops.lock_holders import LockHolder
 from mailglass_reconcile.rules import matching, provider_rules, remedy, states
-from mailglass_reconcile.rules.addresses import contains_address, normalize_address
+from mailglass_reconcile.rules.addresses import ERASED, contains_address, normalize_address
 from mailglass_reconcile.rules.events import Bounce
 from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.rules.matching import (
@@ -30,7 +30,6 @@ from mailglass_reconcile.rules.remedy import WrongTenant
 from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.rules.states import EventState, MatchState
 from mailglass_reconcile.rules.times import format_time
-from mailglass_reconcile.store import deliveries as stored_deliveries
 from mailglass_reconcile.store import ledger, open_orphans, schema
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH, NO_KEYS, OrphanRow
@@ -351,7 +350,7 @@ def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
     (keys,) = matcher.current_keys(tx.reading, [orphan])
     event_match = matcher.match_event(tx.reading, row.id, row.tenant_id, keys)
     mismatch = event_match.state == RECIPIENT_MISMATCH
-    erased = mismatch and stored_deliveries.has_erased_recipient(tx, row.tenant_id, keys.candidate_ids)
+    erased = mismatch and any(candidate.recipient.endswith(ERASED) for candidate in event_match.deliveries)
     candidate_deliveries = deliveries.load_deliveries(tx, [delivery.delivery_id for delivery in event_match.deliveries])
     deliveries_by_id = {delivery.delivery_id: delivery for delivery in candidate_deliveries}
     explanation = replace(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.rules.matching import DeliveryRow
 from mailglass_reconcile.store.database import Function, Reading, Transaction, array_literal, column_arrays
 
@@ -20,17 +19,6 @@ FIND = Function(
 _LOCK = """
 SELECT id::text FROM {schema}.mailglass_deliveries
  WHERE id = ANY (CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE
-"""
-
-_SOME_ERASED = """
-SELECT EXISTS (
-         SELECT FROM unnest(CAST(:ids AS text[])) AS c (id)
-          CROSS JOIN LATERAL (
-                  SELECT FROM {schema}.mailglass_deliveries
-                   WHERE hashtextextended(provider_message_id, 0) = hashtextextended(c.id, 0)
-                     AND hashtextextended(tenant_id, 0) = hashtextextended(:tenant_id, 0)
-                     AND provider_message_id = c.id AND tenant_id = :tenant_id
-                     AND right(recipient, length(:erased)) = :erased LIMIT 1) AS d)
 """
 
 
@@ -51,11 +39,6 @@ class Question(NamedTuple):
 def lock(tx: Transaction, ids: Collection[str]) -> set[str]:
     """Lock deliveries for the caller's transaction, in the order of their ids, and return those that exist."""
     return set(tx.execute(_LOCK, {"ids": array_literal(ids)}).scalars()) if ids else set()
-
-
-def has_erased_recipient(tx: Transaction, tenant_id: str, ids: Iterable[str]) -> bool:
-    parameters = {"ids": array_literal(ids), "tenant_id": tenant_id, "erased": addresses.ERASED}
-    return bool(tx.execute(_SOME_ERASED, parameters).scalar_one())
 
 
 class Answers(NamedTuple):

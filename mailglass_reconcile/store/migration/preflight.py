@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError, SchemaOutdatedError
 from mailglass_reconcile.store import location, schema
 from mailglass_reconcile.store.comparison import Comparison
-from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.database import Transaction, array_literal
 from mailglass_reconcile.store.location import SchemaTables
-
-_COLUMNS = {
-    "mailglass_deliveries": (
-        "id tenant_id recipient provider provider_message_id last_event_type last_event_at terminal dispatched_at"
-        " delivered_at bounced_at complained_at suppressed_at lock_version updated_at inserted_at"
-    ),
-    "mailglass_events": (
-        "id tenant_id delivery_id type occurred_at idempotency_key normalized_payload metadata needs_reconciliation"
-        " inserted_at"
-    ),
-    "mailglass_webhook_events": "id status inserted_at",
-}
-"""The columns that Mailglass's tables must have; others may be missing."""
 
 _ENCODING = "SELECT current_setting('server_encoding')"
 
-# From the catalog, because information_schema hides objects without a privilege.
-_FOUND_COLUMNS = """
-SELECT c.relname::text AS table_name, array_agg(a.attname::text) AS columns
-  FROM pg_class AS c
-  JOIN pg_namespace AS n ON n.oid = c.relnamespace
-  JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+_FOUND_TABLES = """
+SELECT c.relname::text
+  FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
  WHERE n.nspname = :schema AND c.relkind IN ('r', 'p') AND c.relname = ANY (CAST(:tables AS text[]))
- GROUP BY c.relname
 """
 
 
@@ -55,25 +38,17 @@ def require_usable_schema(tx: Transaction, version: str | None) -> bool:
     schemas = tx.load_schemas()
     if relocation := location.find_relocation(schemas, tx.schema):
         raise DatabaseRefusedError(f"nothing was changed: {relocation}")
-    rows = tx.execute(_FOUND_COLUMNS, {"schema": tx.schema, "tables": list(_COLUMNS)})
-    tables = {row.table_name: set(row.columns) for row in rows}
+    parameters = {"schema": tx.schema, "tables": array_literal(schema.MAILGLASS_TABLES)}
+    tables = set(tx.execute(_FOUND_TABLES, parameters).scalars())
     if "mailglass_events" not in tables:
         _require_no_other_ledger(tx, schemas)
-    missing = "; ".join(_describe_missing(tables))
+    missing = sorted(schema.MAILGLASS_TABLES - tables)
     if tables and missing and (version or schema.is_made_by_mailglass(tx)):
         raise SchemaOutdatedError(
-            f"nothing was changed: schema {tx.schema} lacks {missing}. Run Mailglass's own migrations first; without"
-            " Mailglass, restore it from a backup"
+            f"nothing was changed: schema {tx.schema} lacks table {', '.join(missing)}. Run Mailglass's own migrations"
+            " first; without Mailglass, restore it from a backup"
         )
     return bool(tables)
-
-
-def _describe_missing(tables: Mapping[str, set[str]]) -> Iterator[str]:
-    for table, names in _COLUMNS.items():
-        if table not in tables:
-            yield f"table {table}"
-        else:
-            yield from (f"column {table}.{column}" for column in names.split() if column not in tables[table])
 
 
 def _require_no_other_ledger(tx: Transaction, schemas: Sequence[SchemaTables]) -> None:
