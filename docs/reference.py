@@ -342,8 +342,7 @@ def _reported(record: Provider) -> str:
 
 
 OWNER = (
-    "| owner | `migrate`, `dispatch --replay`, `dispatch --forget` | everything: it owns the"
-    " tables | | all tables |"
+    "| owner | `migrate`, `dispatch --replay`, `dispatch --forget` | everything: it owns the tables | | all tables |"
 )
 TABLES = {
     "mailglass_deliveries": "deliveries",
@@ -352,18 +351,57 @@ TABLES = {
 }
 
 
+MAY = {
+    "mailglass_writer": (
+        "append events of any tenant",
+        "read any table",
+    ),
+    "mailglass_recorder": (
+        "append events, insert deliveries and update their state",
+        "read `metadata` of deliveries or raw webhooks, change a delivery's tenant or recipient, delete"
+        " more than old URLs of certificates",
+    ),
+    "mailglass_sweeper": (
+        "append `reconciled` events, update the state of deliveries, close open events, and delete events"
+        " of the age that the owner has stored (none by default)",
+        "read `metadata` of deliveries, or raw webhooks except on tables that Mailglass made, change a"
+        " delivery's tenant or recipient, change the schema",
+    ),
+    "mailglass_dispatcher": (
+        "read events and recipients, update the jobs, and what you grant it for your handlers",
+        "write events or deliveries",
+    ),
+    "mailglass_eraser": (
+        "replace recipients, and empty `metadata` of deliveries and raw webhooks, but not those of Mailglass",
+        "read events, change the state of deliveries",
+    ),
+    "mailglass_reader": (
+        "read events and deliveries",
+        "read `metadata` of deliveries, write",
+    ),
+}
+"""What each role may do, and what it may not."""
+ADDRESSES = {
+    "mailglass_deliveries": ("recipient", "metadata", "last_error"),
+    "mailglass_open_orphans": ("recipient",),
+    "mailglass_webhook_events": ("raw_payload",),
+}
+"""The columns that hold e-mail addresses, by table."""
+
+
 def roles() -> str:
     """Return what each role runs, may do, and of whom it sees e-mail addresses, from its privileges."""
     rows = ["| role | runs | may | may not | sees e-mail addresses in |", "|---|---|---|---|---|", OWNER]
     for role in privileges.ROLES:
         seen = ", ".join(sorted(_tables_with_addresses(role))) or "no table"
-        rows.append(f"| `{role.name}` | {role.runs} | {role.may} | {role.may_not} | {seen} |")
+        may, may_not = MAY[role.name]
+        rows.append(f"| `{role.name}` | {role.runs} | {may} | {may_not} | {seen} |")
     return "\n".join(rows) + "\n"
 
 
 def _tables_with_addresses(role: privileges.Role) -> Iterator[str]:
     for grant in role.grants:
-        with_addresses = set(privileges.ADDRESSES.get(grant.object, ()))
+        with_addresses = set(ADDRESSES.get(grant.object, ()))
         columns = grant.privileges.get("SELECT")
         if with_addresses and columns is not None and (not columns or with_addresses & set(columns.split())):
             yield TABLES[grant.object] + ("" if grant.condition == "everywhere" else f" of {grant.condition}")

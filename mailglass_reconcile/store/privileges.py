@@ -57,16 +57,12 @@ class Role(NamedTuple):
         name: The name of the role.
         runs: The programs that run with it.
         grants: The privileges.
-        may: What it may do, for people.
-        may_not: What it may not do.
         is_foreign: True if other programs use it, so that a policy may hide rows from their statements.
     """
 
     name: str
     runs: str
     grants: tuple[Grant, ...]
-    may: str
-    may_not: str
     is_foreign: bool = False
 
 
@@ -84,8 +80,6 @@ WRITER = Role(
     "mailglass_writer",
     "Mailglass itself, or any program that inserts events",
     (Grant("append events", "mailglass_events", {"INSERT": WHOLE}),),
-    may="append events of any tenant",
-    may_not="read any table",
     is_foreign=True,
 )
 
@@ -135,9 +129,6 @@ RECORDER = Role(
             {"SELECT": WHOLE, "INSERT": WHOLE, "DELETE": WHOLE},
         ),
     ),
-    may="append events, insert deliveries and update their state",
-    may_not="read `metadata` of deliveries or raw webhooks, change a delivery's tenant or recipient, delete more than"
-    " old URLs of certificates",
 )
 
 SWEEPER = Role(
@@ -208,10 +199,6 @@ SWEEPER = Role(
             "tables made by Mailglass",
         ),
     ),
-    may="append `reconciled` events, update the state of deliveries, close open events, and delete events of the age"
-    " that the owner has stored (none by default)",
-    may_not="read `metadata` of deliveries, or raw webhooks except on tables that Mailglass made, change a delivery's"
-    " tenant or recipient, change the schema",
 )
 
 DISPATCHER = Role(
@@ -246,8 +233,6 @@ DISPATCHER = Role(
         ),
         Grant("record runs", "mailglass_reconcile_runs", {"SELECT": WHOLE, "INSERT": WHOLE, "UPDATE": WHOLE}),
     ),
-    may="read events and recipients, update the jobs, and what you grant it for your handlers",
-    may_not="write events or deliveries",
 )
 
 ERASER = Role(
@@ -278,8 +263,6 @@ ERASER = Role(
             "tables made by migrate",
         ),
     ),
-    may="replace recipients, and empty `metadata` of deliveries and raw webhooks, but not those of Mailglass",
-    may_not="read events, change the state of deliveries",
 )
 
 READER = Role(
@@ -307,16 +290,7 @@ READER = Role(
             },
         ),
     ),
-    may="read events and deliveries",
-    may_not="read `metadata` of deliveries, write",
 )
-
-ADDRESSES = {
-    "mailglass_deliveries": ("recipient", "metadata", "last_error"),
-    "mailglass_open_orphans": ("recipient",),
-    "mailglass_webhook_events": ("raw_payload",),
-}
-"""The columns that hold e-mail addresses, by table."""
 
 ROLES = (WRITER, RECORDER, SWEEPER, DISPATCHER, ERASER, READER)
 
