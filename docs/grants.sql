@@ -42,7 +42,7 @@ GRANT SELECT (id, tenant_id, recipient, provider, provider_message_id, last_even
 -- store orphans with their keys; the ledger's trigger closes them
 GRANT SELECT,
       INSERT (event_id, tenant_id, arrived_at, provider, recipient, recipient_lost, rank, ids, state),
-      UPDATE (provider, recipient, recipient_lost, rank, ids, state, refused, webhooks_read_from)
+      UPDATE (provider, recipient, recipient_lost, rank, ids, state, refused)
    ON mailglass_open_orphans TO mailglass_recorder;
 -- store their candidate ids
 GRANT SELECT, INSERT ON mailglass_open_orphan_ids TO mailglass_recorder;
@@ -78,7 +78,7 @@ GRANT SELECT (id, tenant_id, mailable, stream, recipient, provider, provider_mes
 -- claim, close and repair open orphans, and store their keys
 GRANT SELECT,
       INSERT (event_id, tenant_id, arrived_at),
-      UPDATE (provider, recipient, recipient_lost, rank, ids, state, refused, webhooks_read_from),
+      UPDATE (provider, recipient, recipient_lost, rank, ids, state, refused),
       DELETE
    ON mailglass_open_orphans TO mailglass_sweeper;
 -- replace their candidate ids
@@ -108,7 +108,7 @@ GRANT EXECUTE
 \endif
 \if :made_by_mailglass
 -- read recipients from raw webhooks, on tables that Mailglass made
-GRANT SELECT (id, tenant_id, provider, provider_event_id, raw_payload, status, inserted_at, xmin)
+GRANT SELECT (id, tenant_id, provider, provider_event_id, raw_payload, status, inserted_at)
    ON mailglass_webhook_events TO mailglass_sweeper;
 \endif
 \endif

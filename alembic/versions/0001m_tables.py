@@ -103,17 +103,16 @@ COMMENT ON TABLE {schema}.mailglass_handled_types IS
   'mailglass-reconcile: the handlers of each type of event, and when a dispatcher last had each';
 
 CREATE TABLE {schema}.mailglass_open_orphans (
-  event_id           uuid PRIMARY KEY,
-  tenant_id          text NOT NULL,
-  arrived_at         timestamp NOT NULL,
-  provider           text,
-  recipient          text,
-  recipient_lost     boolean NOT NULL DEFAULT false,
-  rank               bigint,
-  ids                smallint,
-  state              text,
-  refused            smallint NOT NULL DEFAULT 0,
-  webhooks_read_from uuid
+  event_id       uuid PRIMARY KEY,
+  tenant_id      text NOT NULL,
+  arrived_at     timestamp NOT NULL,
+  provider       text,
+  recipient      text,
+  recipient_lost boolean NOT NULL DEFAULT false,
+  rank           bigint,
+  ids            smallint,
+  state          text,
+  refused        smallint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 45, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
         autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 5000);
 COMMENT ON TABLE {schema}.mailglass_open_orphans IS

@@ -19,8 +19,8 @@ BYTES_AT_ONCE = 250_000
 EVENTS_AT_ONCE = 500
 """Events whose rows one transaction reads."""
 
-COLUMNS = ("id", "tenant_id", "provider", "provider_event_id", "raw_payload", "status", "inserted_at", "xmin")
-"""The columns needed to find a recipient; `xmin` is the transaction that wrote the row."""
+COLUMNS = ("id", "tenant_id", "provider", "provider_event_id", "raw_payload")
+"""The columns needed to find a recipient."""
 
 # A partitioned table has no size of its own.
 _CAN_READ = """
@@ -90,14 +90,12 @@ class ReportedEvent(NamedTuple):
         tenant_id: The event's tenant, which is also the raw webhook's.
         provider_event_id: The provider's id.
         webhook_event_id: The id of the raw webhook in the event's metadata, or None.
-        read_from: The id from which on all raw webhooks that may be its own were read in vain, or None.
     """
 
     event_id: str
     tenant_id: str
     provider_event_id: str
     webhook_event_id: str | None
-    read_from: str | None = None
 
 
 class RawWebhook(NamedTuple):

@@ -469,7 +469,6 @@ def _explain_open(
             provider=keys.provider,
             recipient_lost=keys.lost,
             recipient_erased=erased,
-            webhook_unread=keys.is_unread,
         ),
         **_ledger_fields(row, origins),
         delivery_id=event_match.delivery_id,
@@ -509,7 +508,6 @@ def _find_remedy(tx: Transaction, row: sa.Row[Any], event_match: EventMatch, *, 
         has_candidates=any(candidate.tenant_id == row.tenant_id for candidate in event_match.deliveries),
         recipient_lost=event_match.keys.lost,
         recipient_erased=erased,
-        webhook_unread=event_match.keys.is_unread,
         wrong_tenant=wrong_tenant,
     )
 

@@ -32,17 +32,11 @@ MAX_IDS = 32
 """Ids that a rule may return; each is tried in up to six spellings."""
 
 
-ALL_READ = "00000000-0000-0000-0000-000000000000"
-"""As `Keys.webhooks_read_from`: no raw webhook is left that may be the event's."""
-
-
 class Keys(NamedTuple):
     """The keys that match an orphan: its provider, its candidate ids in order, its recipient if known.
 
     `rank` is that of the rule that made them; None if they were not computed yet, or if the rule failed for the
     reason `failure`, and nothing may be stored. `lost`: the event had a recipient that is no longer known.
-    `webhooks_read_from`: the id from which on raw webhooks were searched for the recipient in vain; None if no search
-    was needed, or none could be made.
     """
 
     provider: str | None
@@ -51,17 +45,11 @@ class Keys(NamedTuple):
     rank: int | None = None
     lost: bool = False
     failure: str | None = None
-    webhooks_read_from: str | None = None
 
     @property
     def is_current(self) -> bool:
         """True if this process would compute the same keys: no rule of higher rank was registered since."""
         return self.rank is not None and self.rank >= provider_rules.rank_of(self.provider)
-
-    @property
-    def is_unread(self) -> bool:
-        """True if a raw webhook that may name the recipient has not been read."""
-        return self.recipient is None and self.webhooks_read_from not in (None, ALL_READ)
 
 
 class Document(NamedTuple):
@@ -241,7 +229,7 @@ def match(tenant_id: str, keys: Keys, deliveries: Mapping[str, Collection[Delive
 
 
 def _match_recipient(keys: Keys, deliveries: Sequence[DeliveryRow]) -> MatchResult:
-    if keys.lost or keys.is_unread or len(deliveries) > MOST_COMPARED:  # more of the recipient's may have been left out
+    if keys.lost or len(deliveries) > MOST_COMPARED:  # more of the recipient's may have been left out
         return MatchResult(AMBIGUOUS)
     if keys.recipient is not None:
         recipient = normalize_address(keys.recipient)

@@ -41,7 +41,6 @@ def find_steps(
     has_candidates: bool = False,
     recipient_lost: bool = False,
     recipient_erased: bool = False,
-    webhook_unread: bool = False,
     wrong_tenant: WrongTenant | None = None,
 ) -> tuple[str, ...]:
     """Return the steps that let an open or expired event be linked, in order; none if none is needed.
@@ -54,7 +53,6 @@ def find_steps(
         has_candidates: True if deliveries are listed with it, each with the command that links it.
         recipient_lost: True if the event's recipient is unknown.
         recipient_erased: True if the recipient of one of the deliveries was erased.
-        webhook_unread: True if a raw webhook that may name the event's recipient has not been read.
         wrong_tenant: For a `tenant_mismatch`, the tenant that has its delivery.
     """
     if wrong_tenant:
@@ -78,8 +76,6 @@ def find_steps(
         )
     if state == "ambiguous" and recipient_lost:
         step = f"no sweep will link it; check the deliveries listed, and {link_manually}"
-    if state == "ambiguous" and webhook_unread:
-        step = "none needed: each full sweep reads more raw webhooks, until the event's own was read"
     if state == "recipient_mismatch" and recipient_erased:
         step = f"nothing, if it is about a person who was erased; otherwise, {link_manually}"
     sweep = f"run `mailglass-reconcile sweep --event {event_id}`, which links it if its delivery exists"

@@ -101,7 +101,6 @@ _RECIPIENT_LOST = (
     "the event's recipient is unknown (erased, or lost when the table of open orphans was rebuilt), so no delivery can"
     " be chosen"
 )
-_WEBHOOK_UNREAD = "its raw webhook has not been read, which may name its recipient, so no delivery can be chosen yet"
 _RECIPIENT_ERASED = (
     "only deliveries to other recipients have the id; the recipient of at least one was erased, and this event may be"
     " about that person"
@@ -121,11 +120,8 @@ def explain_state(
     provider: str | None = None,
     recipient_lost: bool = False,
     recipient_erased: bool = False,
-    webhook_unread: bool = False,
 ) -> str:
     """Return the reason for a state, with the details that are known."""
-    if state == "ambiguous" and webhook_unread:
-        return _WEBHOOK_UNREAD
     if state == "ambiguous":
         return _RECIPIENT_LOST if recipient_lost else _SEVERAL
     if state == "recipient_mismatch" and recipient_erased:

@@ -30,7 +30,7 @@ SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.state, o.provider,
        CASE WHEN o.ids > 0
             THEN ARRAY(SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids AS i
                         WHERE i.event_id = o.event_id ORDER BY i.position) END AS ids,
-       o.recipient, o.rank, o.recipient_lost, o.webhooks_read_from::text
+       o.recipient, o.rank, o.recipient_lost
   FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
  CROSS JOIN LATERAL (SELECT * FROM {schema}.mailglass_open_orphans WHERE event_id = k.id OFFSET 0) AS o
 """
@@ -144,10 +144,10 @@ def read(reading: Reading, event_ids: Iterable[str]) -> list[OrphanRow]:
             event_id,
             tenant_id,
             arrived_at,
-            Keys(provider, tuple(ids or ()), recipient, rank, lost, webhooks_read_from=read_from),
+            Keys(provider, tuple(ids or ()), recipient, rank, lost),
             state,
         )
-        for event_id, tenant_id, arrived_at, state, provider, ids, recipient, rank, lost, read_from in rows
+        for event_id, tenant_id, arrived_at, state, provider, ids, recipient, rank, lost in rows
     ]
 
 

@@ -74,7 +74,7 @@ _CLOSE = Grant(
     "mailglass_reconcile_close_v1(uuid[])",
     {"EXECUTE": WHOLE},
 )
-_STORED_KEYS = "provider recipient recipient_lost rank ids state refused webhooks_read_from"
+_STORED_KEYS = "provider recipient recipient_lost rank ids state refused"
 
 WRITER = Role(
     "mailglass_writer",
@@ -195,7 +195,7 @@ SWEEPER = Role(
         Grant(
             "read recipients from raw webhooks, on tables that Mailglass made",
             "mailglass_webhook_events",
-            {"SELECT": "id tenant_id provider provider_event_id raw_payload status inserted_at xmin"},
+            {"SELECT": "id tenant_id provider provider_event_id raw_payload status inserted_at"},
             "tables made by Mailglass",
         ),
     ),

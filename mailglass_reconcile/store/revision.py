@@ -16,7 +16,7 @@ VERSION_TABLE = "mailglass_reconcile_version"
 
 TABLES = {
     "mailglass_open_orphans": (
-        "event_id tenant_id arrived_at provider recipient recipient_lost rank ids state refused webhooks_read_from"
+        "event_id tenant_id arrived_at provider recipient recipient_lost rank ids state refused"
     ),
     "mailglass_open_orphan_ids": "event_id position candidate_id",
     "mailglass_handler_outbox": (

@@ -15,13 +15,12 @@ _STORE = """
 UPDATE {schema}.mailglass_open_orphans AS o
    SET provider = k.provider, rank = k.rank, state = k.state, ids = k.ids,
        recipient = CASE WHEN NOT o.recipient_lost THEN coalesce(o.recipient, k.recipient) END,
-       recipient_lost = o.recipient_lost OR (o.recipient IS NULL AND k.lost),
-       webhooks_read_from = k.webhooks_read_from
+       recipient_lost = o.recipient_lost OR (o.recipient IS NULL AND k.lost)
   FROM (SELECT k.*
           FROM unnest(CAST(:event_ids AS uuid[]), CAST(:ranks_before AS bigint[]), CAST(:providers AS text[]),
                       CAST(:recipients AS text[]), CAST(:ranks AS bigint[]), CAST(:ids AS smallint[]),
-                      CAST(:lost AS boolean[]), CAST(:states AS text[]), CAST(:webhooks_read_from AS uuid[]))
-               AS k (event_id, rank_before, provider, recipient, rank, ids, lost, state, webhooks_read_from)
+                      CAST(:lost AS boolean[]), CAST(:states AS text[]))
+               AS k (event_id, rank_before, provider, recipient, rank, ids, lost, state)
          CROSS JOIN LATERAL (SELECT FROM {schema}.mailglass_open_orphans
                               WHERE event_id = k.event_id AND rank IS NOT DISTINCT FROM k.rank_before
                                 FOR UPDATE SKIP LOCKED) AS claimed) AS k
@@ -83,7 +82,6 @@ def store(
         "ids": array_literal(str(len(orphan_keys.candidate_ids)) for orphan_keys in keys),
         "lost": array_literal(str(orphan_keys.lost) for orphan_keys in keys),
         "states": array_literal(stored.state for stored in computed.values()),
-        "webhooks_read_from": array_literal(orphan_keys.webhooks_read_from for orphan_keys in keys),
     }
     event_ids = tx.execute(_STORE, parameters).scalars().all()
     if event_ids:

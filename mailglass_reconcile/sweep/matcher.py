@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from mailglass_reconcile.mailglass_compat import recipients, unchecked_links
 from mailglass_reconcile.mailglass_compat.recipients import UnknownRecipient
-from mailglass_reconcile.mailglass_compat.webhook_search import Budget
 from mailglass_reconcile.rules import matching, states
 from mailglass_reconcile.rules.addresses import make_index_key, normalize_address
 from mailglass_reconcile.rules.matching import DeliveryRow, Keys, MatchResult
@@ -75,18 +74,13 @@ class EventMatch(NamedTuple):
         return tuple(chain.from_iterable(self.deliveries_by_id.get(id_, ()) for id_ in self.keys.candidate_ids))
 
 
-def match_orphans(
-    reading: Reading, orphans: Sequence[OrphanRow], budget: Budget = recipients.CALL
-) -> list[OrphanMatch]:
-    """Match orphans, and return the results in their order, with their keys as this process computes them.
-
-    *budget* limits the search of raw webhooks.
-    """
+def match_orphans(reading: Reading, orphans: Sequence[OrphanRow]) -> list[OrphanMatch]:
+    """Match orphans, and return the results in their order, with their keys as this process computes them."""
     events = [
         EventKeys(orphan.event_id, orphan.tenant_id, keys)
         for orphan, keys in zip(orphans, current_keys(reading, orphans), strict=True)
     ]
-    matches = _match_with_recipients(reading, events, budget)
+    matches = _match_with_recipients(reading, events)
     return [OrphanMatch(orphan, match.keys, match.result) for orphan, match in zip(orphans, matches, strict=True)]
 
 
@@ -109,35 +103,35 @@ def match_events(reading: Reading, events: Sequence[EventKeys]) -> list[MatchRes
 
 def match_event(reading: Reading, event_id: str, tenant_id: str, keys: Keys) -> EventMatch:
     """Match one event, with the recipient that a raw webhook names."""
-    (match,) = _match_with_recipients(reading, [EventKeys(event_id, tenant_id, keys)], recipients.CALL)
+    (match,) = _match_with_recipients(reading, [EventKeys(event_id, tenant_id, keys)])
     return match
 
 
-def _match_with_recipients(reading: Reading, events: Sequence[EventKeys], budget: Budget) -> list[EventMatch]:
-    """Match events, with the recipients that Mailglass's raw webhooks name, and those that were not read.
+def _match_with_recipients(reading: Reading, events: Sequence[EventKeys]) -> list[EventMatch]:
+    """Match events, with the recipients that Mailglass's raw webhooks name.
 
     Raw webhooks are read only where they may change the result, and then the deliveries once more.
     """
     matches = _match_keys(reading, events)
     unknown = {
-        position: UnknownRecipient(event.event_id, event.tenant_id, event.keys.provider, event.keys.webhooks_read_from)
+        event.event_id: (position, event)
         for position, (event, match) in enumerate(zip(events, matches, strict=True))
         if _may_change(event.keys, match.result)
     }
-    results = recipients.load_recipients(reading, list(unknown.values()), budget)
+    unknown_recipients = [
+        UnknownRecipient(event.event_id, event.tenant_id, event.keys.provider) for _, event in unknown.values()
+    ]
     changed = {}
-    for position, event in unknown.items():
-        recipient, read_from = results.get(event.event_id, recipients.UNREADABLE)
-        keys = events[position].keys._replace(recipient=recipient, webhooks_read_from=read_from)
-        if keys != events[position].keys:
-            changed[position] = events[position]._replace(keys=keys)
+    for event_id, recipient in recipients.load_recipients(reading, unknown_recipients).items():
+        position, event = unknown[event_id]
+        changed[position] = event._replace(keys=event.keys._replace(recipient=recipient))
     for position, match in zip(changed, _match_keys(reading, list(changed.values())), strict=True):
         matches[position] = match
     return matches
 
 
 def _may_change(keys: Keys, result: MatchResult) -> bool:
-    is_unknown = keys.recipient is None and not keys.lost and keys.webhooks_read_from != matching.ALL_READ
+    is_unknown = keys.recipient is None and not keys.lost
     return is_unknown and result.state in (matching.MATCHED, matching.AMBIGUOUS)
 
 
@@ -168,7 +162,6 @@ def _compute(reading: Reading, outdated: Mapping[str, Keys]) -> dict[str, Keys]:
 
 
 def _merge_stored(computed: Keys, stored: Keys) -> Keys:
-    computed = computed._replace(webhooks_read_from=stored.webhooks_read_from)
     if stored.recipient:  # the event's writer left it there; then nothing is lost
         return computed._replace(recipient=stored.recipient, lost=False)
     return computed._replace(recipient=None, lost=True) if stored.lost else computed  # it may have been erased

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from mailglass_reconcile.errors import is_data_error, sqlstate
-from mailglass_reconcile.mailglass_compat import recipients
 from mailglass_reconcile.store import open_orphans
 from mailglass_reconcile.store.database import OpenConnection, Transaction
 from mailglass_reconcile.sweep.halving import Retry, RowFailure, run_halved
@@ -73,7 +72,7 @@ def match_slice(reader: ChunkReader, ids: Sequence[str], retry: Retry, *, of_any
 
     def read(part: Sequence[str]) -> list[OrphanMatch]:
         read_orphans = open_orphans.read_of_any_age if of_any_age else open_orphans.read
-        return match_orphans(reader.reading, read_orphans(reader.reading, part), recipients.SWEEP)
+        return match_orphans(reader.reading, read_orphans(reader.reading, part))
 
     def is_over() -> bool:
         return bool(slice_result.matches) and reader.is_over()

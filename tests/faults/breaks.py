@@ -304,10 +304,10 @@ BREAKS = (
     Break("the rule does not compare tenants", "mailglass_reconcile/rules/matching.py", RULES,
           "if delivery.tenant_id == tenant_id:", "if True:"),
     Break("an id with too many deliveries is compared nevertheless", "mailglass_reconcile/rules/matching.py", RULES,
-          "if keys.lost or keys.is_unread or len(deliveries) > MOST_COMPARED:", "if keys.lost or keys.is_unread:"),
+          "if keys.lost or len(deliveries) > MOST_COMPARED:", "if keys.lost:"),
     Break("a recipient that was lost is ignored", "mailglass_reconcile/rules/matching.py", RULES,
-          "if keys.lost or keys.is_unread or len(deliveries) > MOST_COMPARED:",
-          "if keys.is_unread or len(deliveries) > MOST_COMPARED:"),
+          "if keys.lost or len(deliveries) > MOST_COMPARED:",
+          "if len(deliveries) > MOST_COMPARED:"),
     Break("the next id is tried if the first one is ambiguous", "mailglass_reconcile/rules/matching.py", RULES,
           "        if of_tenant:\n"
           "            return _match_recipient(keys, of_tenant)",
