@@ -50,7 +50,6 @@ from mailglass_reconcile.providers.provider import Provider
 from mailglass_reconcile.receiver import metrics as receiver_metrics
 from mailglass_reconcile.record import validation
 from mailglass_reconcile.rules.event_types import TYPES
-from mailglass_reconcile.rules.humanize import format_duration
 from mailglass_reconcile.rules.matching import MAX_ID_LENGTH
 from mailglass_reconcile.rules.states import EVENT_STATES, MEANINGS, OPEN_STATES, OUTCOMES, SKIPPED
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
@@ -243,7 +242,7 @@ def blocks() -> dict[str, str]:
         "alerts": alerts(),
         **runbook(),
         "states": states(),
-        **{name: setup(registry.get_provider(name)) for name in registry.PROVIDERS},
+        **{name: reports(registry.get_provider(name)) for name in registry.PROVIDERS},
         **{f"measured {name}": measured(name) for name in ("calls", "sweep", "backlog", "sizing")},
         "measured costs": measured_costs(),
     }
@@ -308,37 +307,13 @@ def links() -> str:
     return " ·\n".join(f"[{title}](#{title.lower().replace(' ', '-')})" for title in titles) + "\n"
 
 
-def setup(record: Provider) -> str:
-    """Return the facts of a provider's block."""
-    rows = {
-        "secret": record.setup.setting,
-        "signed by": f"{record.setup.signed_by}{_age_of_signature(record)}",
-        "dashboard": record.setup.dashboard,
-        "events to enable": record.event_selection,
-        "reports": _reported(record),
-        "retries": record.retries,
-        "id in the webhook": record.setup.message_id,
-        "sent over SMTP": record.setup.over_smtp,
-        "`trigger`": "no, because a private key signs" if record.has_private_key else "",
-        "documentation": f"[{record.title}]({record.documentation})",
-    }
-    return "".join(f"- **{name}**: {value}\n" for name, value in rows.items() if value)
-
-
-def _age_of_signature(record: Provider) -> str:
-    """Return how old a signature may be, if it has a limit."""
-    seconds = record.authentication.max_age_seconds
-    return "" if seconds is None or not record.setup.signed_by else f", at most {format_duration(seconds)} old"
-
-
-def _reported(record: Provider) -> str:
-    """Return the types of a provider's events, with the kinds of bounces that it tells apart."""
+def reports(record: Provider) -> str:
+    """Return the line of a provider's block with the types of its events, and the bounces that it tells apart."""
     kinds = [kind for kind in record.table.kinds.values() if kind.type not in ("", "unknown")]
     bounces = [word for word in ("hard", "soft") if any(kind.bounce == word for kind in kinds)]
     types = [type_ for type_ in TYPES if type_ in reported_types(record) - {"unknown"}]
-    return ", ".join(
-        f"{type_} ({' and '.join(bounces)})" if type_ == "bounced" and bounces else type_ for type_ in types
-    )
+    texts = (f"{type_} ({' and '.join(bounces)})" if type_ == "bounced" and bounces else type_ for type_ in types)
+    return f"- **reports**: {', '.join(texts)}\n"
 
 
 OWNER = (

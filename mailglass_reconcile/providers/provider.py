@@ -220,24 +220,6 @@ def _merge(payload: dict[str, Any], values: Mapping[str, Any]) -> None:
             payload[key] = value
 
 
-class Setup(NamedTuple):
-    """What a person sets up at a provider, and which ids its webhooks have, in Markdown for its section of the page.
-
-    Attributes:
-        message_id: The place of the message id in a webhook.
-        setting: The provider's entry in `MAILGLASS_WEBHOOK_SECRETS`.
-        dashboard: Where the webhook's URL is entered.
-        signed_by: The signature and its header; empty if user and password are compared.
-        over_smtp: The id to record of a mail that was sent over SMTP; empty if there is none.
-    """
-
-    message_id: str = ""
-    setting: str = ""
-    dashboard: str = ""
-    signed_by: str = ""
-    over_smtp: str = ""
-
-
 def _only_object(request: WebhookRequest) -> Iterable[Any]:
     return [request.object()]
 
@@ -254,10 +236,6 @@ class Provider:
         lacks_id: Types of events that may name no message, according to its documentation.
         synthetic_ids: True if Mailglass stores a generated id in place of the provider's.
         redelivery: The steps to make it send one webhook again, if its dashboard can.
-        documentation: The page about its webhooks.
-        event_selection: The events to enable where a webhook is entered, so that it reports every type that we read.
-        retries: When it retries a webhook that was not answered with 200; empty if its documentation does not say.
-        setup: What a person sets up; for the documentation.
         authentication: The verification of a webhook.
         rejection_status: The status for a wrong signature; 503 if it never retries after a 401.
         retry_status: The status that makes it retry; 429 if it gives up after a 5xx.
@@ -282,10 +260,6 @@ class Provider:
     lacks_id: frozenset[str] | None = None
     synthetic_ids: bool = False
     redelivery: str | None = None
-    documentation: str = ""
-    event_selection: str = ""
-    retries: str = ""
-    setup: Setup = field(default_factory=Setup)
     authentication: Authentication
     rejection_status: int = 401
     retry_status: int = 503

@@ -32,7 +32,7 @@ def test_each_reason_has_a_row():
 
 def reported(provider: str) -> set[str]:
     """Return the types in a provider's block."""
-    (row,) = re.findall(r"^- \*\*reports\*\*: (.*)$", reference.setup(registry.get_provider(provider)), re.M)
+    (row,) = re.findall(r"^- \*\*reports\*\*: (.*)$", reference.reports(registry.get_provider(provider)), re.M)
     return {"unknown", *re.sub(r" \([^)]*\)", "", row).split(", ")}
 
 

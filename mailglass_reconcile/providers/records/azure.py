@@ -16,7 +16,7 @@ from typing import Any
 
 from mailglass_reconcile.errors import ConfigurationError, SignatureError
 from mailglass_reconcile.providers import signatures, sns, wire
-from mailglass_reconcile.providers.provider import NO_EVENT, EventKind, EventTable, PayloadField, Provider, Setup
+from mailglass_reconcile.providers.provider import NO_EVENT, EventKind, EventTable, PayloadField, Provider
 from mailglass_reconcile.providers.signatures import Authentication, Signature, SignedRequest
 from mailglass_reconcile.providers.wire import WebhookRequest, get_path
 from mailglass_reconcile.rules.smtp import smtp_status
@@ -118,19 +118,6 @@ PROVIDER = Provider(
     name="azure",
     title="Azure Communication Services",
     spellings=("Azure", "azure_communication_services", "acs"),
-    documentation="https://learn.microsoft.com/azure/event-grid/communication-services-email-events",
-    event_selection="Email Delivery Report Received and Email Engagement Tracking Report Received",
-    retries="for 24 hours, at growing intervals, but none after 400, 401, 403 and 413",
-    setup=Setup(
-        message_id="`data.messageId`",
-        over_smtp=(
-            "Record the Message-ID header, `data.internetMessageId` in a delivery report. Opens and clicks lack "
-            "it and are not linked: send with the API if you need them."
-        ),
-        setting="`azure=` and the whole value of the header `Authorization`, such as `Bearer` and 32 random characters",
-        signed_by="nothing: Event Grid sends that header with each request",
-        dashboard="the Communication Services resource, Events, a new event subscription to a web hook",
-    ),
     authentication=Authentication(Signature.IN_HEADERS, "a static header", _verify, _validate_secret, _sign),
     rejection_status=503,
     handshake=_handshake,

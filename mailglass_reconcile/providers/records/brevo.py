@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mailglass_reconcile.providers import signatures, wire
-from mailglass_reconcile.providers.provider import EventKind, EventTable, PayloadField, Provider, Setup
+from mailglass_reconcile.providers.provider import EventKind, EventTable, PayloadField, Provider
 from mailglass_reconcile.providers.wire import WebhookRequest
 from mailglass_reconcile.rules.provider_rules import MessageIds
 
@@ -54,15 +54,6 @@ PROVIDER = Provider(
     spellings=("sendinblue", "SendinBlue"),
     message_ids=MessageIds(("metadata/message-id", "metadata/messageId", "metadata/message_id")),
     lacks_id=frozenset({"subscribed"}),  # additions to a list
-    documentation="https://developers.brevo.com/docs/transactional-webhooks",
-    event_selection="all but `uniqueOpened` and `uniqueProxyOpen`, which report the first open again",
-    retries="4, after 10 minutes, 1 hour, 2 hours and 8 hours",
-    setup=Setup(
-        message_id="`message-id`",
-        over_smtp="record the Message-ID header, which is the same id",
-        setting="`brevo=user:password`",
-        dashboard="Transactional, Settings, Webhook",
-    ),
     authentication=signatures.BASIC,
     retry_status=429,
     elements=_elements,

@@ -14,7 +14,7 @@ from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.providers import signatures, wire
-from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, Setup, computed_field, iso_field
+from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, computed_field, iso_field
 from mailglass_reconcile.providers.wire import WebhookRequest, get_path
 
 TEST_SECRET = "test_Am3L1GuOIc4blLUuHqAPxxwkZaJyEk8G"  # noqa: S105 - public: MailerSend's documentation has it
@@ -83,16 +83,6 @@ def _is_ping(request: WebhookRequest) -> bool:
 PROVIDER = Provider(
     name="mailersend",
     title="MailerSend",
-    documentation="https://developers.mailersend.com/api/v1/account/webhooks.html",
-    event_selection="all under Activity but the unique opens and clicks",
-    retries="2, after 10 and 100 seconds",
-    setup=Setup(
-        message_id="`data.message_id`, or in version 1 `data.email.message.id`",
-        over_smtp="Record the id in the server's reply (`250 … queued as`). No webhook has the Message-ID header.",
-        setting="`mailersend=` and the webhook's signing secret",
-        signed_by="HMAC-SHA256 over the body, in `Signature`",
-        dashboard="Email, Domains, your domain, Webhooks",
-    ),
     authentication=_HMAC._replace(verify=_verify),
     elements=_elements,
     table=EventTable(

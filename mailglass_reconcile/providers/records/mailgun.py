@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.providers import signatures, wire
-from mailglass_reconcile.providers.provider import EventKind, EventTable, PayloadField, Provider, Setup, computed_field
+from mailglass_reconcile.providers.provider import EventKind, EventTable, PayloadField, Provider, computed_field
 from mailglass_reconcile.providers.signatures import Authentication, Signature, SignedRequest
 from mailglass_reconcile.providers.wire import WebhookRequest, get_path
 from mailglass_reconcile.rules.addresses import strip_display_name
@@ -270,16 +270,6 @@ PROVIDER = Provider(
             "metadata/Message-Id",
             "metadata/message_id",
         )
-    ),
-    documentation="https://documentation.mailgun.com/docs/mailgun/user-manual/webhooks/webhook-payloads",
-    event_selection="all event types",
-    retries="for 8 hours, at growing intervals, but none for `delivered` and none after a 406",
-    setup=Setup(
-        message_id="`event-data.message.headers.message-id`",
-        over_smtp="record the Message-ID header, which is the same id",
-        setting="`mailgun=` and the HTTP webhook signing key. A subaccount may use the primary account's.",
-        signed_by="HMAC-SHA256 over time and token, in the body",
-        dashboard="Send, Webhooks. The signing key is in the account's settings.",
     ),
     authentication=Authentication(
         Signature.IN_BODY,

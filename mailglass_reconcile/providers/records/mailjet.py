@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mailglass_reconcile.providers import signatures, wire
-from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, Setup, computed_field, epoch_field
+from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, computed_field, epoch_field
 from mailglass_reconcile.providers.wire import WebhookRequest
 from mailglass_reconcile.rules.provider_rules import MessageIds
 
@@ -83,15 +83,6 @@ PROVIDER = Provider(
     title="Mailjet",
     message_ids=MessageIds(("metadata/MessageID", "metadata/message_id"), _numbers),
     synthetic_ids=True,
-    documentation="https://dev.mailjet.com/email/guides/webhooks/",
-    event_selection="all",
-    retries="every 30 seconds for 24 hours",
-    setup=Setup(
-        message_id="`MessageID`, an integer, or the UUID next to it",
-        over_smtp="record the id in the server's reply (`250 OK queued as`), `Message_GUID` in the webhook",
-        setting="`mailjet=user:password`",
-        dashboard='Account settings, Event notifications, with "group events"',
-    ),
     authentication=signatures.BASIC,
     elements=_elements,
     batch=list,

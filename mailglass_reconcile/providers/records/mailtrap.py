@@ -13,7 +13,7 @@ from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError
 from mailglass_reconcile.providers import signatures, wire
-from mailglass_reconcile.providers.provider import NO_EVENT, EventKind, EventTable, Provider, Setup, epoch_field
+from mailglass_reconcile.providers.provider import NO_EVENT, EventKind, EventTable, Provider, epoch_field
 from mailglass_reconcile.providers.wire import WebhookRequest
 
 _SUPPRESSED = re.compile(r"suppression list(?:.*Reason: (hard bounce|spam complaint|unsubscription))?", re.DOTALL)
@@ -90,22 +90,6 @@ def _reject(reason: str, list_name: str = "") -> EventKind:
 PROVIDER = Provider(
     name="mailtrap",
     title="Mailtrap",
-    documentation="https://docs.mailtrap.io/email-api-smtp/webhooks",
-    event_selection="all",
-    retries="40, every 5 minutes. Then the webhook is paused.",
-    setup=Setup(
-        message_id=(
-            "`message_id`, one for each recipient, in the order of To, Cc and Bcc. Symfony's bridge returns "
-            "another id, which no webhook has."
-        ),
-        over_smtp=(
-            'Send the header `X-MT-Custom-Variables: {"anymail_id": "…"}` with an id of your own, and record '
-            'that.'
-        ),
-        setting="`mailtrap=` and the webhook's signature secret",
-        signed_by="HMAC-SHA256 over the body, in `Mailtrap-Signature`",
-        dashboard="Settings, Webhooks. Both payload formats work.",
-    ),
     authentication=signatures.hex_hmac_authentication("Mailtrap-Signature"),
     elements=_elements,
     batch=lambda payloads: {"events": list(payloads)},

@@ -23,7 +23,6 @@ from mailglass_reconcile.providers.provider import (
     EventKind,
     EventTable,
     Provider,
-    Setup,
     computed_field,
     epoch_field,
 )
@@ -94,15 +93,6 @@ PROVIDER = Provider(
     title="Mandrill",
     message_ids=MessageIds(("metadata/_id", "metadata/msg/_id", "metadata/message_id")),
     lacks_id=frozenset(),  # changes of its lists are `unknown`
-    documentation="https://mailchimp.com/developer/transactional/docs/webhooks/",
-    event_selection="all message events",
-    setup=Setup(
-        message_id="`_id`, one for each recipient",
-        over_smtp='Send the header `X-MC-Metadata: {"anymail_id": "…"}` with an id of your own, and record that.',
-        setting="`mandrill=` and the webhook's key",
-        signed_by="HMAC-SHA1 over the webhook's URL and the form, in `X-Mandrill-Signature`",
-        dashboard="Settings, Webhooks. The key is shown after the webhook is saved.",
-    ),
     authentication=Authentication(
         Signature.IN_BODY,
         "HMAC-SHA1 over address and form",

@@ -19,7 +19,6 @@ from mailglass_reconcile.providers.provider import (
     EventTable,
     PayloadField,
     Provider,
-    Setup,
     computed_field,
 )
 from mailglass_reconcile.providers.signatures import Authentication, Signature
@@ -83,19 +82,6 @@ _LISTED = "Recipient (a@b.example) is on the suppression list"
 PROVIDER = Provider(
     name="postal",
     title="Postal",
-    documentation="https://docs.postalserver.io/developer/webhooks",
-    event_selection="all Message events",
-    retries="5 in 36 minutes",
-    setup=Setup(
-        message_id="`payload.message.id`, an integer, one for each recipient",
-        over_smtp="record the Message-ID header, `payload.message.message_id` in the webhook",
-        setting=(
-            "`postal=` and the installation's public key in base64: `p=` of its DKIM record (`postal "
-            "default-dkim-record`)"
-        ),
-        signed_by="RSA over the body, in `X-Postal-Signature-256`, or before version 3 `X-Postal-Signature`",
-        dashboard="Webhooks, in the mail server's menu",
-    ),
     authentication=Authentication(Signature.OVER_BODY, "RSA over the body", _verify, signatures.load_rsa_key),
     elements=_elements,
     table=EventTable(

@@ -17,7 +17,6 @@ from mailglass_reconcile.providers.provider import (
     EventTable,
     PayloadField,
     Provider,
-    Setup,
     computed_field,
 )
 from mailglass_reconcile.rules.provider_rules import MessageIds
@@ -104,18 +103,6 @@ PROVIDER = Provider(
     title="Postmark",
     message_ids=MessageIds(("metadata/message_id", "metadata/MessageID")),  # a bounce's `ID` is of another namespace
     lacks_id=frozenset({"subscribed", "unsubscribed"}),  # by the account's owner or Postmark
-    documentation="https://postmarkapp.com/developer/webhooks/webhooks-overview",
-    event_selection="all but Inbound. With both Bounce and Subscription Change, a hard bounce is reported twice.",
-    retries="10 in 10.5 hours, for opens, clicks and deliveries fewer, and none after a 403",
-    setup=Setup(
-        message_id="`MessageID`",
-        over_smtp=(
-            "Send the header `X-PM-Metadata-anymail_id` with an id of your own, and record that. No webhook has "
-            "the Message-ID header."
-        ),
-        setting="`postmark=user:password`",
-        dashboard="your server, a message stream, Webhooks",
-    ),
     authentication=signatures.BASIC,
     elements=lambda request: [request.json],
     table=EventTable(

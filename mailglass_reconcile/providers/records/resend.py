@@ -19,7 +19,6 @@ from mailglass_reconcile.providers.provider import (
     EventKind,
     EventTable,
     Provider,
-    Setup,
     computed_field,
     iso_field,
 )
@@ -130,16 +129,6 @@ PROVIDER = Provider(
     message_ids=MessageIds(("metadata/email_id", "metadata/data/email_id", "metadata/message_id"), _ids, version=2),
     # https://resend.com/docs/webhooks/retries-and-replays
     redelivery="Open this event under Webhooks in Resend's dashboard, and press Replay.",
-    documentation="https://resend.com/docs/webhooks/event-types",
-    event_selection="all that begin with `email.`, but `email.received`",
-    retries="8 attempts in about 28 hours",
-    setup=Setup(
-        message_id="`data.email_id`",
-        over_smtp="record the Message-ID header, `data.message_id` in the webhook",
-        setting="`resend=` and the signing secret, which begins with `whsec_`",
-        signed_by="Svix: HMAC-SHA256 over id, time and body",
-        dashboard="Webhooks, Add webhook",
-    ),
     authentication=signatures.SVIX,
     # which Svix gives to an event, the same at each attempt
     request_id=lambda request: request.headers.get("svix-id") or request.headers.get("webhook-id"),

@@ -17,7 +17,7 @@ from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError
 from mailglass_reconcile.providers import sns, wire
-from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, Setup, iso_field
+from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, iso_field
 from mailglass_reconcile.providers.sns import NotificationService
 from mailglass_reconcile.providers.wire import WebhookRequest
 
@@ -52,19 +52,6 @@ PROVIDER = Provider(
     name="scaleway",
     title="Scaleway",
     lacks_id=frozenset({"suppressed"}),  # stopped by its blocklist before there is a message
-    documentation="https://www.scaleway.com/en/docs/transactional-email/reference-content/webhook-events-payloads/",
-    event_selection="all but `blocklist_created`",
-    setup=Setup(
-        message_id="`email_id`. Symfony's bridge returns another id, which no webhook has.",
-        setting="`scaleway=` and the ARN of the topic",
-        signed_by=(
-            "Topics and Events, as SNS does, with a certificate of Scaleway's authority, fetched from "
-            "`messaging.s3.<region>.scw.cloud`"
-        ),
-        dashboard=(
-            "Transactional Email, your domain, Webhooks, on a topic of Topics and Events with an HTTPS subscription"
-        ),
-    ),
     authentication=sns.make_authentication(SERVICE),
     max_bytes=sns.MAX_NOTIFICATION_BYTES,
     service=SERVICE,

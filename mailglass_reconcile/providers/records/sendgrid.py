@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.providers import signatures, wire
-from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, Setup, computed_field, epoch_field
+from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, computed_field, epoch_field
 from mailglass_reconcile.providers.signatures import Authentication, Signature
 from mailglass_reconcile.providers.wire import WebhookRequest
 from mailglass_reconcile.rules.provider_rules import MessageIds
@@ -161,20 +161,6 @@ PROVIDER = Provider(
     title="SendGrid",
     message_ids=MessageIds(("metadata/sg_message_id",), _ids),
     lacks_id=frozenset({"bounced", "rejected", "suppressed"}),  # asynchronous bounces; some drops
-    documentation="https://www.twilio.com/docs/sendgrid/for-developers/tracking-events/event",
-    event_selection="all under Deliverability and Engagement",
-    retries="at growing intervals for 24 hours",
-    setup=Setup(
-        message_id="`sg_message_id`, which begins with it",
-        over_smtp=(
-            "Record the Message-ID header, `smtp-id` in the webhook. Opens and clicks lack it: to link them too, "
-            'send the header `X-SMTPAPI: {"unique_args": {"anymail_id": "…"}}` with an id of your own, and '
-            "record that instead."
-        ),
-        setting="`sendgrid=` and the verification key, as the dashboard shows it",
-        signed_by="ECDSA over time and body, in `X-Twilio-Email-Event-Webhook-Signature`",
-        dashboard='Settings, Mail Settings, Event Webhooks, with "Signed Event Webhook"',
-    ),
     authentication=Authentication(Signature.OVER_BODY, "ECDSA over time and body", _verify, _key),
     elements=_elements,
     batch=list,

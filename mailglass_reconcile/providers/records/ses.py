@@ -15,7 +15,7 @@ from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.providers import ses_subtypes, sns, wire
-from mailglass_reconcile.providers.provider import NO_EVENT, UNKNOWN, EventKind, EventTable, Provider, Setup
+from mailglass_reconcile.providers.provider import NO_EVENT, UNKNOWN, EventKind, EventTable, Provider
 from mailglass_reconcile.providers.sns import NotificationService
 from mailglass_reconcile.providers.wire import WebhookRequest, get_path
 from mailglass_reconcile.rules.addresses import normalize_address
@@ -274,25 +274,6 @@ PROVIDER = Provider(
     spellings=("amazon_ses", "amazon ses", "amazonses", "SES"),
     message_ids=MessageIds(
         ("metadata/mail/messageId", "metadata/messageId", "metadata/message_id", "metadata/region"), _ids, version=2
-    ),
-    documentation="https://docs.aws.amazon.com/ses/latest/dg/event-publishing-retrieving-sns-contents.html",
-    event_selection="all event types, with the original headers",
-    retries=(
-        "3, after 20 seconds each, unless the subscription has another delivery policy, "
-        "and none after a 4xx other than 429"
-    ),
-    setup=Setup(
-        message_id="`mail.messageId`",
-        over_smtp=(
-            "record the Message-ID header, which events have if they include the headers, or the id in the SMTP "
-            "server's reply (`250 Ok`)"
-        ),
-        setting="`ses=` and the ARN of the SNS topic",
-        signed_by="Amazon SNS, with a certificate fetched once from `sns.<region>.amazonaws.com` (or `.eu`)",
-        dashboard=(
-            "a configuration set with an SNS destination (or feedback notifications of an identity), and an "
-            "HTTPS subscription of the topic, without raw message delivery"
-        ),
     ),
     authentication=sns.make_authentication(SERVICE)._replace(verify=_verify),
     max_bytes=sns.MAX_NOTIFICATION_BYTES,

@@ -15,7 +15,7 @@ from typing import Any
 
 from mailglass_reconcile.errors import ConfigurationError, SignatureError
 from mailglass_reconcile.providers import signatures, wire
-from mailglass_reconcile.providers.provider import EventKind, EventTable, PayloadField, Provider, Setup, computed_field
+from mailglass_reconcile.providers.provider import EventKind, EventTable, PayloadField, Provider, computed_field
 from mailglass_reconcile.providers.signatures import Authentication, Signature, SignedRequest
 from mailglass_reconcile.providers.wire import WebhookRequest
 from mailglass_reconcile.rules.events import WebhookEvent
@@ -96,20 +96,6 @@ def _sign(body: bytes, secret: str, at: float, url: str | None) -> SignedRequest
 PROVIDER = Provider(
     name="smtp2go",
     title="SMTP2GO",
-    documentation="https://developers.smtp2go.com/docs/webhooks-overview",
-    event_selection="all e-mail events, with JSON or form output",
-    setup=Setup(
-        message_id="`email_id`",
-        over_smtp=(
-            "record the id in the server's reply (`250 OK id=`), or the Message-ID header if you choose it among "
-            "the webhook's headers"
-        ),
-        setting=(
-            "`smtp2go=user:password`, or `smtp2go=` and a token of at least 16 characters, if the webhook has "
-            "the header `Authorization` with `Bearer` and that token"
-        ),
-        dashboard="Settings, Webhooks, with JSON or form output",
-    ),
     authentication=Authentication(Signature.IN_HEADERS, "password or token", _verify, _validate_secret, _sign),
     elements=_elements,
     events=_events,

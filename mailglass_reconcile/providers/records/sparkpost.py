@@ -14,7 +14,7 @@ from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError
 from mailglass_reconcile.providers import signatures, wire
-from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, Setup, epoch_field
+from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, epoch_field
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.provider_rules import MessageIds
 
@@ -133,17 +133,6 @@ PROVIDER = Provider(
         )
     ),
     synthetic_ids=True,
-    documentation="https://docs.bird.com/api/email-api/webhooks",
-    event_selection="all but those of inbound mail",
-    retries="12 attempts in 8 hours",
-    setup=Setup(
-        message_id="`transmission_id`, never `message_id`",
-        over_smtp=(
-            'Send the header `X-MSYS-API: {"metadata": {"anymail_id": "…"}}` with an id of your own, and record that.'
-        ),
-        setting="`sparkpost=user:password`",
-        dashboard="Webhooks, Create webhook, with basic authentication",
-    ),
     authentication=signatures.BASIC,
     elements=lambda request: wire.require_list(request.json, "the body"),
     events=_events,

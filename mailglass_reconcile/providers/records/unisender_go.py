@@ -14,7 +14,7 @@ from typing import Any
 
 from mailglass_reconcile.errors import SignatureError
 from mailglass_reconcile.providers import signatures, wire
-from mailglass_reconcile.providers.provider import EventKind, EventTable, PayloadField, Provider, Setup, computed_field
+from mailglass_reconcile.providers.provider import EventKind, EventTable, PayloadField, Provider, computed_field
 from mailglass_reconcile.providers.signatures import Authentication, Signature, SignedRequest
 from mailglass_reconcile.providers.wire import WebhookRequest, get_path
 
@@ -131,14 +131,6 @@ PROVIDER = Provider(
     name="unisender_go",
     title="Unisender Go",
     spellings=("unisender go",),
-    documentation="https://godocs.unisender.ru/web-api-ref#callback-format",
-    event_selection="all statuses",
-    setup=Setup(
-        message_id="`job_id`",
-        setting="`unisender_go=` and the API key of the user or project",
-        signed_by="MD5 over the body with the API key in it, in `auth`",
-        dashboard='Settings, Webhooks. "use single event" works on and off.',
-    ),
     authentication=Authentication(
         Signature.OVER_BODY, "MD5 over body and key", _verify, signatures.validate_key, _sign
     ),

@@ -17,7 +17,7 @@ from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.providers import signatures, wire
-from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, Setup, computed_field, iso_field
+from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, computed_field, iso_field
 from mailglass_reconcile.providers.signatures import Authentication, Signature, SignedRequest
 from mailglass_reconcile.providers.wire import WebhookRequest, get_path
 from mailglass_reconcile.rules.events import WebhookEvent
@@ -137,18 +137,6 @@ PROVIDER = Provider(
     name="zeptomail",
     title="Zoho ZeptoMail",
     spellings=("ZeptoMail", "zoho_zeptomail", "zeptomail", "Zoho CPaaS", "zoho_cpaas"),
-    documentation="https://www.zoho.com/zeptomail/help/webhooks.html",
-    event_selection="all events",
-    setup=Setup(
-        message_id="`request_id` of the event's message",
-        over_smtp="Send the header `X-TM-CLIENT-REF` with an id of your own, and record that.",
-        setting=(
-            "`zeptomail=` and the webhook's authentication key. If the form has none, but authorization headers: "
-            "the whole value of the header `Authorization`, such as `Bearer` and 32 random characters."
-        ),
-        signed_by="HMAC-SHA256 over the JSON alone, in `producer-signature`, or nothing: the header is compared",
-        dashboard="your mail agent, Webhooks",
-    ),
     authentication=Authentication(
         Signature.OVER_BODY, "HMAC-SHA256, or a static header", _verify, signatures.validate_key, _sign
     ),
