@@ -6,7 +6,6 @@ import copy
 import datetime as dt
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -244,7 +243,6 @@ class Provider:
         service: The service whose certificate signs, which has to be fetched.
         confirm: Confirms the subscription that a verified request without events may ask for.
         handshake: Returns the code that the response to such a request must contain, if the provider reads one.
-        claim: Context manager that claims a verified request's token while the request is recorded.
         elements: Returns the elements of a request, which are read one by one, or raises `InvalidWebhookError`.
         request_id: Returns the id of a webhook, if that is the id of its event.
         table: Reads one element.
@@ -268,7 +266,6 @@ class Provider:
     service: NotificationService | None = None
     confirm: Callable[[WebhookRequest], None] | None = None
     handshake: Callable[[WebhookRequest], str | None] | None = None
-    claim: Callable[[WebhookRequest], AbstractContextManager[None]] | None = None
     elements: Callable[[WebhookRequest], Iterable[Any]] = _only_object
     request_id: Callable[[WebhookRequest], str | None] | None = None
     table: EventTable = EventTable(kind=None, kinds={})

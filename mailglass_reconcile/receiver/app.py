@@ -235,7 +235,6 @@ class Receiver:
         tenant = tenant or self._tenant_of(path)
         with (
             failures.count_failure(f"a webhook of {provider}"),
-            webhook.claim,
             connect(self._engine) as connection,
             database_errors(),
             connection.begin(),

@@ -10,7 +10,6 @@ import dataclasses
 import datetime as dt
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -33,13 +32,11 @@ class OpenedWebhook(NamedTuple):
 
     Attributes:
         events: The events to record.
-        claim: The claim on a token of the signature, to hold while they are recorded.
         answer: The JSON that the response to a webhook without events has to contain; None if any 200 will do.
         confirm: Confirms the subscription that a webhook without events asks for, if no response contains `answer`.
     """
 
     events: Sequence[WebhookEvent]
-    claim: AbstractContextManager[None]
     answer: str | None
     confirm: Callable[[], None]
 
@@ -133,14 +130,13 @@ class IncomingWebhook:
             self.verify()
         request, record = self._request, self.record
         events = registry.read_events(record, request)
-        claim = record.claim(request) if record.claim else nullcontext()
         # The parsed body may take twenty times its size, and recording may have to wait.
         self._request = WebhookRequest(b"", request.headers, request.content_type, request.url)
         if events:
-            return OpenedWebhook(events, claim, None, _do_nothing)
+            return OpenedWebhook(events, None, _do_nothing)
         code = record.handshake(request) if record.handshake else None
         answer = None if code is None else json.dumps({"validationResponse": code})
-        return OpenedWebhook((), claim, answer, partial(record.confirm, request) if record.confirm else _do_nothing)
+        return OpenedWebhook((), answer, partial(record.confirm, request) if record.confirm else _do_nothing)
 
     def allowed_origin(self) -> Mapping[str, str]:
         """Return the headers of the response to CloudEvents' validation request, which has no body."""

@@ -67,5 +67,4 @@ def receive(
     if not webhook.events:
         webhook.confirm()
         return []
-    with webhook.claim:
-        return record_webhook(connection, tenant_id=tenant_id, provider=provider, events=webhook.events)
+    return record_webhook(connection, tenant_id=tenant_id, provider=provider, events=webhook.events)

@@ -2,10 +2,8 @@
 
 import base64
 import datetime as dt
-import hmac
 import json
 import threading
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -15,7 +13,7 @@ import senders
 from mailglass_reconcile import ConfigurationError, MailglassReconcileError
 from mailglass_reconcile.providers import registry, sns
 from mailglass_reconcile.providers.certificates import CertificateStore
-from mailglass_reconcile.providers.records import mailgun, scaleway, ses
+from mailglass_reconcile.providers.records import scaleway, ses
 from mailglass_reconcile.providers.registry import PROVIDERS
 from mailglass_reconcile.webhooks import SignatureError, parse, verify
 from senders import (
@@ -53,7 +51,6 @@ def published(monkeypatch):
 
     monkeypatch.setattr(sns, "fetch", fetch)
     monkeypatch.setattr(sns, "certificates", CertificateStore())
-    monkeypatch.setattr(mailgun, "_tokens", mailgun.TokenClaims())
     return requests
 
 
@@ -270,75 +267,6 @@ def test_signatures_of_svixs_library_are_accepted():
     signature = svix.webhooks.Webhook(SVIX_SECRET).sign("msg_1", now, body.decode())
     headers = {"svix-id": "msg_1", "svix-timestamp": str(int(now.timestamp())), "svix-signature": signature}
     verify("resend", body, headers, secret=SVIX_SECRET)
-
-
-def test_a_token_of_mailguns_belongs_to_the_first_body_that_was_recorded_with_it():
-    """The signature covers only the token: anybody who has read one webhook could sign any event for a day."""
-    request = first("mailgun")
-    other_body = Posted(request.body.replace(b'"event"', b'"Event"'), request.headers)
-    check("mailgun", request)
-    check("mailgun", other_body)  # nothing has been recorded yet
-    with suppress(LookupError), mailgun.claim(registry.make_request(request.body)):
-        raise LookupError  # still nothing
-    with mailgun.claim(registry.make_request(request.body)):
-        with pytest.raises(SignatureError, match="another webhook"):
-            check("mailgun", other_body)
-        with pytest.raises(SignatureError), mailgun.claim(registry.make_request(other_body.body)):
-            pass
-        with suppress(LookupError), mailgun.claim(registry.make_request(request.body)):
-            raise LookupError
-    check("mailgun", request, now=NOW + dt.timedelta(hours=23))
-    with pytest.raises(SignatureError, match="another webhook"):
-        check("mailgun", other_body, now=NOW + dt.timedelta(hours=23))
-
-
-@pytest.mark.parametrize("moved", [1, 2, 3])
-@pytest.mark.parametrize("token", ["e0a5d3", "1e0a5d", "00a5d3", "_0a5d3", ".0a5d3"])
-def test_the_boundary_between_mailguns_time_and_token_cannot_be_moved(token, moved):
-    """The signature covers both as one text: `1795948151` and `e0a5…` are signed like `1795948151e0` and `a5…`."""
-    at = str(int(NOW.timestamp()))
-
-    def make_request(time, token, event):
-        digest = hmac.new(KEY.encode(), f"{time}{token}".encode(), "sha256").hexdigest()
-        signature = {"timestamp": time, "token": token, "signature": digest}
-        return Posted(json.dumps({"signature": signature, "event-data": {"event": event}}).encode(), {})
-
-    request, forged = make_request(at, token, "opened"), make_request(at + token[:moved], token[moved:], "complained")
-    check("mailgun", request)
-    with mailgun.claim(registry.make_request(request.body)):
-        pass
-    with pytest.raises(SignatureError):
-        check("mailgun", forged)
-
-
-def test_of_concurrent_requests_one_body_gets_the_token():
-    """Each of them has been verified already."""
-    tokens, barrier, bodies = mailgun.TokenClaims(), threading.Barrier(8), []
-
-    def record(body):
-        barrier.wait()
-        with suppress(SignatureError), tokens.claim("t", body):
-            bodies.append(body)
-
-    threads = [threading.Thread(target=record, args=[b"%d" % (number % 4)]) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert bodies
-    assert len(set(bodies)) == 1
-
-
-def test_mailguns_tokens_are_bounded():
-    """The oldest is evicted first."""
-    tokens = mailgun.TokenClaims(max_tokens=3)
-    for number in range(4):
-        with tokens.claim(str(number), b"body"):
-            pass
-    tokens.validate("0", b"other")
-    for number in range(1, 4):
-        with pytest.raises(SignatureError):
-            tokens.validate(str(number), b"other")
 
 
 def test_mailguns_primary_account_may_verify_its_subaccounts():

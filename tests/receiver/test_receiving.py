@@ -1,7 +1,6 @@
 """Webhooks over HTTP, to the command `receive` and to a mounted application, and their rows in Postgres."""
 
 import asyncio
-import json
 
 import httpx
 import pytest
@@ -182,20 +181,15 @@ def test_a_length_of_thousands_of_digits_is_too_large(db):
 
 
 def test_a_database_that_refuses_is_answered_with_503_and_nothing_is_lost(db, caplog):
-    """The provider sends the webhook again, and Mailgun's token is still valid."""
+    """The provider sends the webhook again."""
     receiver, request = mount_receiver(), first("mailgun")
     db.run("ALTER TABLE mailglass_events RENAME TO elsewhere")
     (answer,) = post(receiver, "/webhooks/mailgun", request)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "30")
     db.run("ALTER TABLE elsewhere RENAME TO mailglass_events")
-    other_body = senders.Posted(request.body.replace(b'"event"', b'"Event"'), request.headers)
-    assert [answer.status_code for answer in post(receiver, "/webhooks/mailgun", request, request, other_body)] == [
-        200,
-        200,
-        401,
-    ]
+    assert [answer.status_code for answer in post(receiver, "/webhooks/mailgun", request, request)] == [200, 200]
     assert db.value(COUNT) == 1
-    assert len(caplog.records) == 2
+    assert len(caplog.records) == 1
     assert "Traceback" not in caplog.text
 
 
@@ -261,17 +255,6 @@ def test_receive_verifies_a_signature_of_the_body(db, provider):
     with db.engine.begin() as connection, pytest.raises(SignatureError):
         receive(connection, provider, request.body, request.headers, secret=senders.KEY[::-1])
     assert db.value(COUNT) == 0
-
-
-def test_receive_refuses_a_second_body_with_the_token_of_the_first(db):
-    """Mailgun's signature is of its token and time only."""
-    request = first("mailgun")
-    payload = json.loads(request.body)
-    payload["event-data"]["recipient"] = "eve@example.com"
-    with db.engine.begin() as connection:
-        assert receive(connection, "mailgun", request.body, request.headers, secret=senders.KEY)
-        with pytest.raises(SignatureError):
-            receive(connection, "mailgun", json.dumps(payload).encode(), request.headers, secret=senders.KEY)
 
 
 def test_receive_raises_errors(db):

@@ -13,7 +13,6 @@ import senders
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.providers import registry, sns
 from mailglass_reconcile.providers.certificates import CertificateStore
-from mailglass_reconcile.providers.records import mailgun
 from mailglass_reconcile.providers.registry import PROVIDERS
 from mailglass_reconcile.receiver import refusals
 from mailglass_reconcile.rules.log_throttle import LogThrottle
@@ -213,16 +212,6 @@ def test_what_a_provider_may_repeat_is_answered_so_that_it_does(db, ways, caplog
     assert {ask_all(ways, provider, request) for provider, request in requests.items()} == {(200, "ok")}
     assert len(stored(db)) >= len(PROVIDERS)
     assert "Traceback" not in caplog.text
-
-
-def test_a_token_of_mailguns_belongs_to_the_first_body_that_came_with_it(db, ways, monkeypatch):
-    """Its signature covers the token alone. Each way claims it in a memory of its own, as in another process."""
-    request = first("mailgun")
-    other_body = Posted(request.body.replace(b'"event"', b'"Event"'), request.headers)
-    for name, way in ways.items():
-        monkeypatch.setattr(mailgun, "_tokens", mailgun.TokenClaims())
-        assert [way("mailgun", sent) for sent in (request, other_body)] == [(200, "ok"), (401, INVALID)], name
-    assert len(stored(db)) == 1
 
 
 def test_no_line_of_a_refusal_has_an_address_or_a_secret(db, ways, caplog):

@@ -16,7 +16,6 @@ import senders
 import serving
 from mailglass_reconcile.providers import sns
 from mailglass_reconcile.providers.certificates import CertificateStore
-from mailglass_reconcile.providers.records import mailgun
 from mailglass_reconcile.providers.registry import PROVIDERS
 from mailglass_reconcile.webhooks import webhook_app
 from processes import Process
@@ -30,7 +29,6 @@ def published(monkeypatch):
     """Let certificates come from a function of tests."""
     monkeypatch.setattr(sns, "fetch", senders.serve_certificate)
     monkeypatch.setattr(sns, "certificates", CertificateStore())
-    monkeypatch.setattr(mailgun, "_tokens", mailgun.TokenClaims())
 
 
 def now():

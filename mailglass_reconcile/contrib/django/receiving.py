@@ -55,7 +55,7 @@ def _respond(view: WebhookView, request: HttpRequest, provider: str) -> HttpResp
         return HttpResponse(webhook.answer, content_type="application/json")
     recorded: list[Recorded] = []
     if webhook.events:
-        with failures.count_failure(f"a webhook of {incoming.provider}"), webhook.claim:
+        with failures.count_failure(f"a webhook of {incoming.provider}"):
             recorded = _record(incoming.provider, _group(view, request, tenant, webhook.events))
     else:
         webhook.confirm()

@@ -14,11 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.providers import signatures, wire
@@ -33,9 +30,6 @@ MAX_EVENT_BYTES = 256 * 1024
 """Greatest size of an event, which is parsed before its signature is verified."""
 MAX_AGE_SECONDS = 86_400
 """Greatest age of a signature."""
-MAX_TOKENS = 100_000
-"""Greatest number of stored tokens, about 30 MB: more than most receive within `MAX_AGE_SECONDS`."""
-
 _REASONS = {"bounce": "bounced"}
 _LEGACY = (
     "it is a form, as of Mailgun's legacy webhooks, which are not read: add the webhook again on the page Send,"
@@ -111,116 +105,22 @@ def _metadata(data: Mapping[str, Any]) -> Mapping[str, bool] | None:
     return wire.MACHINE if get_path(data, "client-info", "bot") else None
 
 
-class _TokenSignature(NamedTuple):
-    timestamp: str
-    token: str
-    signatures: Sequence[str]
-
-    @property
-    def signed(self) -> str:
-        """The signed text. Nothing separates time and token, so only both together identify a body."""
-        return f"{self.timestamp}{self.token}"
-
-
-_DECIMAL = re.compile(r"[0-9]{1,12}")
-
-
 def _verify(request: WebhookRequest, secret: str, now: float) -> None:
-    """Verify the signature, its age, and that its token does not belong to another body.
+    """Verify the signature of time and token, and its age; nothing signs the event.
 
     A webhook of a subaccount is also signed with the primary account's key.
     """
-    parsed = _signature(request)
-    expected = signatures.hex_hmac(parsed.signed.encode("utf-8", "replace"), secret)
-    signatures.require_match(
-        any(signatures.constant_time_equal(signature, expected) for signature in parsed.signatures)
-    )
-    signatures.check_timestamp(parsed.timestamp, now, MAX_AGE_SECONDS)
-    _tokens.validate(parsed.signed, request.body)
-
-
-def claim(request: WebhookRequest) -> AbstractContextManager[None]:
-    """Claim the token of a verified request for its body while it is recorded, and for good if that succeeds.
-
-    The signature covers the token only, so anybody who has seen a token could sign another body with it.
-    """
-    return _tokens.claim(_signature(request).signed, request.body)
-
-
-def _signature(request: WebhookRequest) -> _TokenSignature:
     if not _is_json(request):
         raise SignatureError(_LEGACY)
     try:
-        signature = wire.require_object(request.object().get("signature"), "signature")
+        parts = wire.require_object(request.object().get("signature"), "signature")
     except InvalidWebhookError:
         raise SignatureError("the webhook has no signature") from None
-    texts = {name: value for name, value in signature.items() if isinstance(value, str)}
-    if not {"timestamp", "token", "signature"} <= texts.keys():
-        raise SignatureError("the webhook has no signature")
-    if not _DECIMAL.fullmatch(texts["timestamp"]):
-        raise SignatureError("the time of the signature is no number")
-    signatures = [texts[name] for name in ("signature", "parent-signature") if name in texts]
-    return _TokenSignature(texts["timestamp"], texts["token"], signatures)
-
-
-class _TokenClaim:
-    """A token's claim: the digest of its body, the requests in flight, and whether one of them was recorded."""
-
-    __slots__ = ("digest", "in_flight", "recorded")
-
-    def __init__(self, digest: bytes) -> None:
-        self.digest, self.in_flight, self.recorded = digest, 0, False
-
-
-class TokenClaims:
-    """Each token belongs to the first body that came with it. At *max_tokens*, the oldest claim is evicted."""
-
-    def __init__(self, max_tokens: int = MAX_TOKENS) -> None:
-        self._max_tokens = max_tokens
-        self._claims: dict[bytes, _TokenClaim] = {}
-        self._lock = threading.Lock()
-
-    def validate(self, token: str, body: bytes) -> None:
-        """Raise `SignatureError` if a token belongs to another body."""
-        with self._lock:
-            self._validate(self._claims.get(_digest(_encode(token))), _digest(body))
-
-    @contextmanager
-    def claim(self, token: str, body: bytes) -> Iterator[None]:
-        """Claim a token for a body while the block runs, and for good unless the block raises."""
-        key, digest = _digest(_encode(token)), _digest(body)
-        with self._lock:
-            claim = self._claims.get(key)
-            self._validate(claim, digest)
-            if claim is None:
-                claim = self._claims[key] = _TokenClaim(digest)
-                while len(self._claims) > self._max_tokens:
-                    del self._claims[next(iter(self._claims))]
-            claim.in_flight += 1
-        try:
-            yield
-            claim.recorded = True
-        finally:
-            with self._lock:
-                claim.in_flight -= 1
-                if not (claim.recorded or claim.in_flight) and self._claims.get(key) is claim:
-                    del self._claims[key]
-
-    @staticmethod
-    def _validate(claim: _TokenClaim | None, digest: bytes) -> None:
-        if claim is not None and claim.digest != digest:
-            raise SignatureError("its token belongs to another webhook, which came first")
-
-
-def _encode(text: str) -> bytes:
-    return text.encode("utf-8", "replace")
-
-
-def _digest(text: bytes) -> bytes:
-    return hashlib.sha256(text).digest()[:16]
-
-
-_tokens = TokenClaims()
+    time, token = str(parts.get("timestamp")), str(parts.get("token"))
+    expected = signatures.hex_hmac(f"{time}{token}".encode("utf-8", "replace"), secret)
+    signed = (str(parts.get(name)) for name in ("signature", "parent-signature"))
+    signatures.require_match(any(signatures.constant_time_equal(signature, expected) for signature in signed))
+    signatures.check_timestamp(time, now, MAX_AGE_SECONDS)
 
 
 def _sign(body: bytes, secret: str, at: float, url: str | None) -> SignedRequest:
@@ -280,7 +180,6 @@ PROVIDER = Provider(
         max_age_seconds=MAX_AGE_SECONDS,
     ),
     max_bytes=MAX_EVENT_BYTES,
-    claim=claim,
     elements=_elements,
     events=_events,
     table=EventTable(
