@@ -7,11 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from anymail.utils import UNSET
-from django.conf import settings
-from django.utils.module_loading import import_string
 
 from mailglass_reconcile.contrib.django import project
-from mailglass_reconcile.errors import ConfigurationError, InvalidEventError
+from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import failures, validation
 from mailglass_reconcile.rules.humanize import sanitize
 from mailglass_reconcile.rules.matching import MAX_ID_LENGTH
@@ -33,7 +31,7 @@ def read(message: Any) -> dict[str, Any]:
     """
     values = _message_defaults(message)
     try:
-        function = delivery_function()
+        function = project.function("MAILGLASS_DELIVERY")
         if function is not None:
             with project.savepoint():
                 returned = function(message)
@@ -41,23 +39,6 @@ def read(message: Any) -> dict[str, Any]:
     except Exception as error:  # an application's function may fail in any way
         logger.error("a send is recorded without the values of MAILGLASS_DELIVERY: %s", failures.describe_error(error))
     return values
-
-
-def delivery_function() -> Callable[[Any], Mapping[str, object]] | None:
-    """Return the function that the setting `MAILGLASS_DELIVERY` is or names; None if it is not set.
-
-    Raises:
-        ConfigurationError: It is not a function, or cannot be imported.
-    """
-    setting = getattr(settings, "MAILGLASS_DELIVERY", None)
-    try:
-        function = import_string(setting) if isinstance(setting, str) else setting
-    except ImportError:
-        raise ConfigurationError(f"MAILGLASS_DELIVERY: cannot import {setting}") from None
-    if function is not None and not callable(function):
-        raise ConfigurationError("MAILGLASS_DELIVERY must be a function or a function's dotted name")
-    delivery_values: Callable[[Any], Mapping[str, object]] | None = function
-    return delivery_values
 
 
 def _validate(values: object) -> dict[str, object]:

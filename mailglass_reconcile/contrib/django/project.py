@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -9,6 +10,7 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.db.utils import ConnectionDoesNotExist
+from django.utils.module_loading import import_string
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError
@@ -32,6 +34,27 @@ def fixed_tenant() -> str | None:
     """Return the tenant if the setting `MAILGLASS_TENANT` is a text without a dot, and None otherwise."""
     setting = getattr(settings, "MAILGLASS_TENANT", None)
     return setting if isinstance(setting, str) and "." not in setting else None
+
+
+def function(name: str) -> Callable[[Any], Any] | None:
+    """Return the function that a setting is or names; None if it is not set.
+
+    Raises:
+        ConfigurationError: It is not a function, or cannot be imported.
+    """
+    setting = getattr(settings, name, None)
+    try:
+        found = import_string(setting) if isinstance(setting, str) else setting
+    except ImportError:
+        raise ConfigurationError(f"{name}: cannot import {setting}; a string with a dot must name a function") from None
+    if found is not None and not callable(found):
+        raise ConfigurationError(f"{name} must be a function or a function's dotted name")
+    return found
+
+
+def tenant_function() -> Callable[[Any], Any] | None:
+    """Return the function of `MAILGLASS_TENANT`; None if that is not set, or a text without a dot."""
+    return None if fixed_tenant() is not None else function("MAILGLASS_TENANT")
 
 
 def webhook_secrets() -> Any:

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 from anymail.signals import AnymailTrackingEvent
 from django.conf import settings
-from django.utils.module_loading import import_string
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib import anymail
@@ -151,30 +150,13 @@ def _thread() -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_thread.cache_clear)
 
 
-def tenant_function() -> Callable[[Any], str] | None:
-    """Return the function that the setting is or names, and None if it is a text without a dot, or not set."""
-    setting = getattr(settings, "MAILGLASS_TENANT", None)
-    if setting is None or fixed_tenant() is not None:
-        return None
-    try:
-        function = import_string(setting) if isinstance(setting, str) else setting
-    except ImportError:
-        raise ConfigurationError(
-            f"MAILGLASS_TENANT: cannot import {setting}, and a string with a dot must name a function"
-        ) from None
-    if not callable(function):
-        raise ConfigurationError("MAILGLASS_TENANT must be a tenant's id, a function, or a function's dotted name")
-    tenant_of_event: Callable[[Any], str] = function
-    return tenant_of_event
-
-
 def tenant_of(source: Any) -> str:
     """Return the tenant of a message or a tracking event.
 
     Raises:
         ConfigurationError: The setting cannot be used, or its function fails or returns no tenant.
     """
-    function = tenant_function()
+    function = project.tenant_function()
     if function is None:
         fixed = fixed_tenant()
         tenant = runtime.get_settings().tenant if fixed is None else fixed

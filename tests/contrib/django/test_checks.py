@@ -4,12 +4,11 @@ import os
 import re
 import sys
 
-import anymail
 import django
 import pytest
 from celery import Celery, current_app
 from django.apps import apps
-from django.core.checks import ERROR, WARNING, Tags, run_checks
+from django.core.checks import WARNING, Tags, run_checks
 from django.test import override_settings
 
 import factories
@@ -64,11 +63,7 @@ def bare_celery():
         ({"EMAIL_BACKEND": "nowhere.EmailBackend"}, ["W001"]),
         ({"MAILERS": ANYMAIL_MAILERS, "EMAIL_BACKEND": "x.Y"}, [] if READS_MAILERS else ["W001"]),
         ({"MAILERS": {}}, ["W001"] if READS_MAILERS else []),
-        ({"ANYMAIL": {"SENDGRID_GENERATE_MESSAGE_ID": False}}, ["W002"]),
-        ({"EMAIL_BACKEND": "anymail.backends.mailersend.EmailBackend", "ROOT_URLCONF": "anymail.urls"}, ["W006"]),
-        ({"EMAIL_BACKEND": "anymail.backends.mailersend.EmailBackend"}, []),
         ({"ROOT_URLCONF": "webhook_urls"}, ["W007"]),
-        ({"ANYMAIL_SENDGRID_GENERATE_MESSAGE_ID": False}, ["W002"]),
         ({"CELERY_BEAT_SCHEDULE": {"other": {"task": "shop.other", "schedule": 1}}}, ["W003"]),
         ({"MAILGLASS_DATABASE_ALIAS": "absent"}, ["E001"]),
         ({"MAILGLASS_DATABASE_ALIAS": "other"}, ["E001"]),
@@ -83,24 +78,6 @@ def test_a_check_says_what_is_missing_and_nothing_else(anymail_django, changed, 
     """Each message can be silenced by its id."""
     with override_settings(**{**GOOD, **changed}):
         assert find_reported_ids() == [f"mailglass_reconcile.{number}" for number in expected]
-
-
-@pytest.mark.skipif(READS_MAILERS, reason="Django reads MAILERS")
-def test_mailers_that_an_older_django_ignores_are_named(anymail_django):
-    """A project that Django 6.1 has made has them, and django-celery-beat brings an older Django."""
-    with override_settings(EMAIL_BACKEND="django.core.mail.backends.smtp.EmailBackend", MAILERS=ANYMAIL_MAILERS):
-        (message,) = [message for message in run_checks() if message.id == "mailglass_reconcile.W001"]
-    assert message.msg.startswith(f"Django {django.get_version()} does not read MAILERS")
-
-
-@pytest.mark.usefixtures("other_database")
-@pytest.mark.parametrize(("version", "expected"), [("15.2rc1", ["mailglass_reconcile.W006"]), ("16.0rc1", [])])
-def test_a_pre_release_of_anymail_can_be_checked(anymail_django, monkeypatch, version, expected):
-    """`0rc1` is no number, and each command of the project ended with a traceback."""
-    monkeypatch.setattr(anymail, "__version__", version)
-    mailersend = {"EMAIL_BACKEND": "anymail.backends.mailersend.EmailBackend", "ROOT_URLCONF": "anymail.urls"}
-    with override_settings(**{**GOOD, **mailersend}):
-        assert find_reported_ids() == expected
 
 
 @pytest.fixture
@@ -145,14 +122,6 @@ def test_a_module_that_cannot_be_imported_is_an_error(project, monkeypatch):
         (message,) = [message for message in run_checks() if message.id.startswith("mailglass_reconcile.")]
     assert message.id == "mailglass_reconcile.E003"
     assert message.msg == "MAILGLASS_IMPORTS: cannot import no_such_module (ModuleNotFoundError)."
-
-
-def test_a_missing_secret_is_an_error_of_a_deployment_only(project):
-    """One check of a deployment in a process changes no later one."""
-    with override_settings(**GOOD, ROOT_URLCONF="webhook_urls"):
-        for deploys, level in ((True, ERROR), (False, WARNING)):
-            reported = run_checks(include_deployment_checks=deploys)
-            assert [item.level for item in reported if item.id == "mailglass_reconcile.W007"] == [level]
 
 
 PROJECT = """
@@ -214,8 +183,6 @@ def test_the_fast_checks_of_the_doctor_are_warnings_with_the_tag_database(app, d
     assert (reported_ids.id, reported_ids.level) == ("mailglass_reconcile.indexes", WARNING)
     assert reported_ids.msg.endswith("so nothing can be recorded or linked.")
     assert reported_ids.hint == "run `manage.py mailglass migrate`"
-    (finding,) = run_checks(tags=[Tags.database], include_deployment_checks=True, databases=["default"])
-    assert finding.level == ERROR, "`check --deploy` is a gate"
     db.run("CREATE UNIQUE INDEX mailglass_events_idempotency_key_idx ON mailglass_events (idempotency_key)"
            " WHERE idempotency_key IS NOT NULL")  # fmt: skip
 
@@ -237,20 +204,19 @@ def findings_of(result):
 
 
 @pytest.mark.slow
-def test_check_deploy_is_a_gate_and_no_finding_ends_djangos_own_commands(manage, tmp_path):
+def test_a_check_that_fails_at_warnings_is_a_gate_and_no_finding_ends_djangos_own_commands(manage, tmp_path):
     """`migrate` and `test` check the database too: before the first `migrate`, it has none of our tables."""
-    gate = ("check", "--deploy", "--database", "default")
+    gate = ("check", "--database", "default", "--fail-level", "WARNING")
     (tmp_path / "shop" / "tests.py").write_text(TESTS)
     nothing = {"MAILGLASS_WEBHOOK_SECRETS": ""}
     assert findings_of(manage("check", "--database", "default", **nothing)) == (0, {"WARNINGS": ["W007", "schema"]})
-    assert findings_of(manage("check", "--deploy", **nothing)) == (1, {"ERRORS": ["W007"]})
-    assert findings_of(manage(*gate, **nothing)) == (1, {"ERRORS": ["W007", "schema"]})
+    assert findings_of(manage(*gate, **nothing)) == (1, {"WARNINGS": ["W007", "schema"]})
     result = manage(*gate)
-    assert findings_of(result) == (1, {"ERRORS": ["schema"]})
+    assert findings_of(result) == (1, {"WARNINGS": ["schema"]})
     assert "HINT: run `manage.py migrate`" in result.stderr
     assert findings_of(manage("migrate", "-v", "0")) == (0, {"WARNINGS": ["schema"]})
     assert findings_of(manage("test")) == (0, {}), "a test database was never swept"
-    assert findings_of(manage(*gate)) == (1, {"ERRORS": ["sweeps"]})
+    assert findings_of(manage(*gate)) == (1, {"WARNINGS": ["sweeps"]})
     assert manage("mailglass", "sweep").returncode == 0
     assert findings_of(manage(*gate)) == (0, {})
 
@@ -289,13 +255,9 @@ def handled(anymail_django):
     registry._registered.clear()
 
 
-def test_a_project_with_handlers_needs_a_dispatch_and_its_models_in_the_same_database(handled):
-    """Exactly once requires our tables' database; models elsewhere are named by their apps."""
+def test_a_project_with_handlers_needs_a_dispatch(handled):
     schedule = {"CELERY_BEAT_SCHEDULE": dict(beat_schedule)}
     with override_settings(**{**GOOD, **schedule}):
         assert find_reported_ids() == []
     with override_settings(**GOOD):
         assert find_reported_ids() == ["mailglass_reconcile.W004"]
-    with another_database(), override_settings(**{**GOOD, **schedule, "MAILGLASS_DATABASE_ALIAS": "other"}):
-        (check_message,) = [run_check for run_check in run_checks() if run_check.id == "mailglass_reconcile.W005"]
-    assert "auth, contenttypes" in check_message.msg

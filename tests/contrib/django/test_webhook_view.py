@@ -162,18 +162,17 @@ READ = {
 
 
 @pytest.mark.parametrize(
-    ("make_pattern", "status", "ids"),
+    ("make_pattern", "status"),
     [
-        *(pytest.param(pattern, 404, ["E006"], id=f"unread: {name}") for name, pattern in UNREAD.items()),
-        *(pytest.param(pattern, 200, [], id=f"read: {name}") for name, pattern in READ.items()),
+        *(pytest.param(pattern, 404, id=f"unread: {name}") for name, pattern in UNREAD.items()),
+        *(pytest.param(pattern, 200, id=f"read: {name}") for name, pattern in READ.items()),
     ],
 )
 def test_a_parameter_of_the_path_that_nothing_reads_is_no_webhook_of_the_default_tenant(
-    db, app, anymail_settings, configured, make_pattern, status, ids
+    db, app, anymail_settings, configured, make_pattern, status
 ):
     """It is likely a tenant; an event that is stored for another one keeps it."""
     with mount(make_pattern()):
-        assert find_ids() == ids
         assert post("/t/acme/webhooks/postmark") == status
         assert Client().get("/t/acme/webhooks/postmark", headers={"host": "a.shop.example"}).status_code == status
     assert sum(count for _, count in db.rows(TENANTS)) == (status == 200)
