@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
-from django.apps import apps
 from django.core.management.base import CommandError
 from django.db import DatabaseError, connections
 from django.db.migrations.loader import MigrationLoader
@@ -19,16 +17,11 @@ from django.db.migrations.recorder import MigrationRecorder
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database, project
 from mailglass_reconcile.errors import MailglassReconcileError
-from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.store.revision import REVISIONS
 
 LABEL = "mailglass_reconcile"
-OUR_TASKS = "mailglass_reconcile.tasks."
-DELETE_ENTRIES = f'manage.py shell -c "PeriodicTask.objects.filter(task__startswith={OUR_TASKS!r}).delete()"'
-"""The command that deletes django-celery-beat's rows; since Django 5.2, the shell imports all models."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -66,23 +59,6 @@ class Migrate(Operation):
         return f"Migrate Mailglass's tables to revision {self.revision}"
 
 
-def confirm_removal(
-    *, using: str, plan: Sequence[tuple[Any, bool]] = (), interactive: bool = False, stdout: Any = sys.stdout, **_: Any
-) -> None:
-    """Before our first migration is taken back, print what is lost, and ask, as Django's own `flush` does."""
-    if not any(is_backwards and migration.app_label == LABEL and migration.initial for migration, is_backwards in plan):
-        return
-    _run(using, _describe_removal, lambda line: stdout.write(f"{line}\n"))
-    for line in _describe_rest() if using == project.alias() else ():
-        stdout.write(f"{line}\n")
-    if using != project.alias() or not interactive:
-        return
-    if not sys.stdin.isatty():
-        raise CommandError("mailglass_reconcile: without a terminal, pass --noinput to remove our tables")
-    if input("Remove them? [y/N] ").strip().lower() not in ("y", "yes"):
-        raise CommandError("mailglass_reconcile: nothing was changed")
-
-
 def install(*, using: str, plan: Sequence[tuple[Any, bool]] = (), **_kwargs: Any) -> None:
     """After each of Django's migrations, restore dropped objects, up to the last revision that Django has applied.
 
@@ -102,27 +78,6 @@ def _load_names(alias: str) -> tuple[set[str], set[str]]:
     keys = MigrationLoader(None).disk_migrations, MigrationRecorder(connections[alias]).applied_migrations()
     names, applied = ({name for app, name in migrations if app == LABEL} for migrations in keys)
     return names, applied
-
-
-def _describe_removal(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -> None:
-    for line in runner.describe_removal(engine, settings):
-        tell(line)
-
-
-def _describe_rest() -> Iterator[str]:
-    """Yield a line about each kind of rows that Django's other apps have because of ours."""
-    if apps.is_installed("django.contrib.contenttypes"):
-        yield (
-            "stays: content types and permissions of our models. When the app is out of INSTALLED_APPS, run"
-            " `manage.py remove_stale_contenttypes --include-stale-apps`"
-        )
-    if apps.is_installed("django_celery_beat"):
-        tasks = apps.get_model("django_celery_beat", "PeriodicTask").objects
-        if count := tasks.filter(task__startswith=OUR_TASKS).count():
-            yield (
-                f"stays: {pluralize(count, 'entry', 'entries')} of django-celery-beat. Remove beat_schedule from the"
-                f" settings, restart beat, and run `{DELETE_ENTRIES}`"
-            )
 
 
 def _run(
