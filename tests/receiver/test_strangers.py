@@ -58,17 +58,8 @@ def post(place: str, provider: str) -> httpx.Response:
     return httpx.post(f"{place}/{provider}", content=request.body, headers=request.headers, timeout=250)
 
 
-OF_THE_SERVER = ("silence", "half_a_head", "no_reading", "one_byte_a_piece")
-"""What never reaches an application: a mounted one leaves it to the server, which is not ours to choose."""
-
-
-@pytest.mark.parametrize(
-    ("kind", "behaviour"),
-    [
-        *(("the command", behaviour) for behaviour in BEHAVIOURS),
-        *(("a mounted application", behaviour) for behaviour in BEHAVIOURS if behaviour not in OF_THE_SERVER),
-    ],
-)
+@EVERY_KIND
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
 def test_hundreds_of_strangers_leave_a_signed_webhook_answered(db, tmp_path, kind, behaviour):
     """The receiver has a core, and answers within a provider's timeout and the memory of a small container.
 
@@ -113,7 +104,7 @@ def batch(size: int) -> senders.Posted:
     return request
 
 
-@pytest.mark.parametrize("behaviour", ["silence", "half_a_head", "no_body", "slow_body", "garbage"])
+@pytest.mark.parametrize("behaviour", ["no_body", "slow_body", "garbage"])
 def test_hundreds_of_strangers_leave_large_and_distant_webhooks_answered(db, tmp_path, behaviour):
     """One is small and from afar, two have 1 MB, from afar and near; they used to be cut off each time."""
     large, small = batch(MB), first("postmark")

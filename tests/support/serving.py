@@ -10,7 +10,6 @@ import uvicorn
 
 import processes
 from browsing import TOKEN
-from mailglass_reconcile import server
 from processes import Process
 from waiting import wait_until
 
@@ -34,22 +33,11 @@ def serve(
 
 
 @contextmanager
-def serve_here(application, **limits: float) -> Iterator[str]:
-    """Serve an application in this process as the command does, on a free port, and yield its address.
-
-    *limits* are other limits of the server's connections.
-    """
-    listener = server._listen("127.0.0.1", 0)
-    config = uvicorn.Config(
-        application,
-        backlog=server.ACCEPTED_AT_ONCE,
-        log_config=None,
-        lifespan="off",
-        loop="asyncio",
-        http=type("Protocol", (server.BoundedProtocol,), limits),
-        h11_max_incomplete_event_size=server.MAX_HEAD_BYTES,
-    )
-    running = server._UvicornServer(config)  # without its queue, as a full one delays clients for seconds
+def serve_here(application) -> Iterator[str]:
+    """Serve an application in this process, on a free port, and yield its address."""
+    config = uvicorn.Config(application, port=0, log_config=None, lifespan="off", loop="asyncio", http="h11")
+    listener = config.bind_socket()
+    running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, args=([listener],), daemon=True)
     thread.start()
     wait_until(lambda: running.started)

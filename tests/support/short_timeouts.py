@@ -6,12 +6,10 @@ Run as `python -m short_timeouts COMMAND ...` instead of `python -m mailglass_re
 
 from functools import partial
 
-from mailglass_reconcile import cli, server
+from mailglass_reconcile import cli
 from mailglass_reconcile.receiver import app
 from mailglass_reconcile.receiver.admission import AdmissionControl
 
-server.BoundedProtocol.head_seconds /= 10
-server.BoundedProtocol.body_seconds /= 10
 app.AdmissionControl = partial(AdmissionControl, body_seconds=AdmissionControl.body_seconds / 10)
 
 if __name__ == "__main__":

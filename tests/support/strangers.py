@@ -34,17 +34,6 @@ async def send(writer, beginning: bytes, body: bytes) -> None:
         await writer.drain()
 
 
-async def silence(reader, writer, path, number):
-    """Open a connection and send nothing."""
-    await reader.read()
-
-
-async def half_a_head(reader, writer, path, number):
-    """Send half of a head."""
-    writer.write(b"POST ")
-    await reader.read()
-
-
 async def no_body(reader, writer, path, number):
     """Announce a body and do not send it."""
     writer.write(head(f"{path}/sendgrid", "Content-Length: 5000"))
@@ -109,29 +98,9 @@ async def another_certificate(reader, writer, path, number):
     await reader.read()
 
 
-async def no_reading(reader, writer, path, number):
-    """Send requests and read no response."""
-    reader._limit = 1
-    writer.transport.pause_reading()
-    while True:
-        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
-        await writer.drain()
-
-
-async def one_byte_a_piece(reader, writer, path, number):
-    """Send a body in chunks of one byte."""
-    writer.write(head(f"{path}/sendgrid", "Transfer-Encoding: chunked"))
-    for _ in range(20):
-        writer.write(b"1\r\nx\r\n" * 10_000)
-        await writer.drain()
-    await reader.read()
-
-
 BEHAVIOURS = {
     behaviour.__name__: behaviour
     for behaviour in (
-        silence,
-        half_a_head,
         no_body,
         slow_body,
         most_of_a_body,
@@ -139,8 +108,6 @@ BEHAVIOURS = {
         unsigned_batch,
         garbage,
         another_certificate,
-        no_reading,
-        one_byte_a_piece,
     )
 }
 
