@@ -8,15 +8,14 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 from uuid import UUID
 
 from django.contrib import admin, messages
 from django.core.paginator import Paginator
-from django.db import ProgrammingError
-from django.http import Http404, HttpResponseRedirect
+from django.http import Http404
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.formats import localize
@@ -77,27 +76,6 @@ class LargeTableAdmin(ReadOnlyMixin, admin.ModelAdmin):
     show_full_result_count = False
     sortable_by = ()
 
-    def changelist_view(self, request: Any, extra_context: Any = None) -> Any:
-        """Return the page of the list."""
-        return self._respond(request, super().changelist_view, extra_context)
-
-    def changeform_view(
-        self, request: Any, object_id: str | None = None, form_url: str = "", extra_context: Any = None
-    ) -> Any:
-        """Return the page of a row."""
-        return self._respond(request, super().changeform_view, object_id, form_url, extra_context)
-
-    def _respond(self, request: Any, view: Callable[..., Any], *arguments: Any) -> Any:
-        """Return a page; what Postgres refuses, such as for a missing privilege, is a message on the admin's index."""
-        try:
-            return view(request, *arguments)
-        except MailglassReconcileError as error:
-            reason = str(error)
-        except ProgrammingError as error:  # of a query of Django's
-            reason = _readers().describe(error)
-        self.message_user(request, f"This page cannot be shown: {reason}.", messages.ERROR)
-        return HttpResponseRedirect(reverse("admin:index", current_app=self.admin_site.name))
-
     def get_search_results(self, request: Any, queryset: Any, search_term: str) -> tuple[Any, bool]:
         if not search_term.strip():
             return queryset, False
@@ -137,11 +115,15 @@ class LargeTableAdmin(ReadOnlyMixin, admin.ModelAdmin):
 class FirstRowsFilter(admin.SimpleListFilter):
     """A filter of the first rows that a list shows, or of the results of a search."""
 
-    def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:
-        return [(name, name) for name in self.names()]
+    values: Sequence[str]
+    field: str
 
-    def names(self) -> list[str]:
-        raise NotImplementedError
+    def __init__(self, request: Any, params: Any, model: Any, model_admin: Any) -> None:
+        self._admin = model_admin
+        super().__init__(request, params, model, model_admin)
+
+    def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:
+        return [(value, value) for value in self.values]
 
     def queryset(self, request: Any, queryset: Any) -> Any:
         value = self.value()
@@ -149,39 +131,19 @@ class FirstRowsFilter(admin.SimpleListFilter):
             return queryset
         if not request.GET.get("q", "").strip():
             queryset = queryset.filter(pk__in=self._admin.first_rows().values("pk"))
-        return self.apply(queryset, value)
-
-    def apply(self, queryset: Any, value: str) -> Any:
-        """Return the rows of *queryset* with this value."""
-        raise NotImplementedError
-
-    def __init__(self, request: Any, params: Any, model: Any, model_admin: Any) -> None:
-        self._admin = model_admin
-        super().__init__(request, params, model, model_admin)
+        return queryset.filter(**{self.field: None if value == states.UNSEEN else value})
 
 
 class LastEventFilter(FirstRowsFilter):
     """Filters deliveries by their last event."""
 
-    title, parameter_name = "last event", "last"
-
-    def names(self) -> list[str]:
-        return list(event_types.TYPES)
-
-    def apply(self, queryset: Any, value: str) -> Any:
-        return queryset.filter(last_event_type=value)
+    title, parameter_name, field, values = "last event", "last", "last_event_type", event_types.TYPES
 
 
 class StateFilter(FirstRowsFilter):
     """Filters open orphans by their stored state."""
 
-    title, parameter_name = "state", "is"
-
-    def names(self) -> list[str]:
-        return [*states.MATCH_STATES, states.UNSEEN]
-
-    def apply(self, queryset: Any, value: str) -> Any:
-        return queryset.filter(state__isnull=True) if value == states.UNSEEN else queryset.filter(state=value)
+    title, parameter_name, field, values = "state", "is", "state", (*states.MATCH_STATES, states.UNSEEN)
 
 
 @admin.register(Delivery)

@@ -4,36 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 from uuid import UUID
 
-import sqlalchemy as sa
-from django.db import ProgrammingError, connections
 from django.utils.html import format_html_join
 from django.utils.safestring import mark_safe
 from django.utils.text import capfirst
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database
-from mailglass_reconcile.contrib.django.project import alias
-from mailglass_reconcile.errors import MailglassReconcileError, translate
+from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops import deliveries, explanation, search
 from mailglass_reconcile.record.erasure import erase
 from mailglass_reconcile.rules.humanize import escape_unprintable
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Transaction
 
-__all__ = ["database", "deliveries", "describe", "erase", "explain", "reading", "search_ids"]
+__all__ = ["database", "deliveries", "erase", "explain", "reading", "search_ids"]
 
 LIMIT = 1_000
 """Greatest number of rows that a list shows, counts and finds, because counting a million takes too long."""
-
-
-def describe(error: ProgrammingError) -> str:
-    """Return why Postgres refused a query of Django's, in the words that a query of ours would have."""
-    refused: Any = error.__cause__
-    refused.role = connections[alias()].connection.info.user
-    return str(translate(sa.exc.ProgrammingError(None, None, refused)))
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from urllib.parse import quote
 import pytest
 from django.apps import apps
 from django.contrib.auth import get_user_model
-from django.contrib.messages import get_messages
 from django.core.management import call_command
 from django.core.serializers.base import DeserializedObject
 from django.db import connection
@@ -297,34 +296,6 @@ def test_no_page_obeys_characters_that_a_stranger_has_chosen(db, site, rows):
         content = site.get(f"{PLACE}/{page}").content.decode()
         assert not {"\x1b", "\u202e"}.intersection(content), page
         assert "u202emoc" in content, page
-
-
-@pytest.mark.parametrize(
-    "page",
-    [
-        *("delivery/", "delivery/?q=m-1", "delivery/{delivery}/change/"),
-        *("event/", "event/?q=m-1", "event/{orphan}/change/", "openorphan/?q=m-1"),
-    ],
-)
-def test_a_privilege_that_the_web_process_lacks_is_named_in_a_message(db, site, rows, page):
-    """A database may give EXECUTE to nobody by default."""
-    role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
-    with connection.cursor() as cursor:
-        cursor.execute(f"CREATE ROLE {role}")
-        cursor.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
-        cursor.execute("REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC")
-        cursor.execute(f"SET ROLE {role}")
-        try:
-            with override_settings(
-                MIDDLEWARE=["django_project.as_superuser", "django.contrib.messages.middleware.MessageMiddleware"],
-                MESSAGE_STORAGE="django.contrib.messages.storage.cookie.CookieStorage",
-            ):
-                response = Client().get(f"{PLACE}/{page.format(**rows)}")
-        finally:
-            cursor.execute(f"RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}")
-    assert (response.status_code, response.url) == (302, "/admin/")
-    (message,) = map(str, get_messages(response.wsgi_request))
-    assert re.match(r"This page cannot be shown: permission denied for role \w+ on mailglass_reconcile_\w+: ", message)
 
 
 def test_a_model_refuses_to_write(db, rows):
