@@ -71,7 +71,7 @@ def _make_record(name: str, read: Read, verify: Verify) -> Provider:
     return Provider(
         name=name,
         title=name,
-        authentication=Authentication(Signature.ANYWHERE, "your own", verify_request, signs_url=True),
+        authentication=Authentication(Signature.ANYWHERE, verify_request, signs_url=True),
         elements=lambda request: [request],
         events=read_request,
     )

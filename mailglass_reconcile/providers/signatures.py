@@ -46,7 +46,6 @@ class Authentication(NamedTuple):
 
     Attributes:
         signature: The place of the signature.
-        description: Its algorithm, for the documentation.
         verify: Called with a request, a secret and the time in seconds since 1970; raises `SignatureError`.
         validate_secret: Raises `ConfigurationError` unless requests can be verified with a secret.
         sign: Returns the signed request for a body, a secret, a time and the webhook's URL; None if only the
@@ -57,7 +56,6 @@ class Authentication(NamedTuple):
     """
 
     signature: Signature
-    description: str
     verify: Callable[[WebhookRequest, str, float], None]
     validate_secret: Callable[[str], object] | None = None
     sign: Callable[[bytes, str, float, str | None], SignedRequest] | None = None
@@ -112,7 +110,6 @@ def hex_hmac_authentication(header: str) -> Authentication:
     """Return the authentication by a header that holds the HMAC-SHA256 of the body, in hexadecimal digits."""
     return Authentication(
         Signature.OVER_BODY,
-        "HMAC-SHA256",
         lambda request, secret, now: verify_hex_hmac(request, header, secret),
         validate_key,
         sign=lambda body, secret, at, url: json_request(body, **{header: hex_hmac(body, secret)}),
@@ -146,7 +143,7 @@ def sign_basic(body: bytes, secret: str, at: float, url: str | None) -> SignedRe
     return json_request(body, Authorization=f"Basic {base64.b64encode(secret.encode()).decode()}")
 
 
-BASIC = Authentication(Signature.IN_HEADERS, "user and password", verify_basic, validate_credentials, sign_basic)
+BASIC = Authentication(Signature.IN_HEADERS, verify_basic, validate_credentials, sign_basic)
 """Authentication of the providers that sign nothing."""
 
 
@@ -190,9 +187,7 @@ def _svix_signature(key: bytes, id_: str, timestamp: str, body: bytes) -> str:
     return f"v1,{base64.b64encode(digest).decode()}"
 
 
-SVIX = Authentication(
-    Signature.OVER_BODY, "Svix (HMAC-SHA256)", verify_svix, decode_svix_key, sign_svix, MAX_SIGNATURE_AGE_SECONDS
-)
+SVIX = Authentication(Signature.OVER_BODY, verify_svix, decode_svix_key, sign_svix, MAX_SIGNATURE_AGE_SECONDS)
 
 
 def check_timestamp(timestamp: str, now: float, seconds: float = MAX_SIGNATURE_AGE_SECONDS) -> None:

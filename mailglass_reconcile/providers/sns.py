@@ -152,7 +152,6 @@ def make_authentication(service: NotificationService) -> Authentication:
     """Return the authentication by a service's signature; the secret is the topic's ARN."""
     return Authentication(
         Signature.IN_BODY,
-        f"{service.name} (RSA)",
         lambda request, secret, now: verify(request, secret, service, now),
         validate_topic,
     )

@@ -171,14 +171,7 @@ PROVIDER = Provider(
             "metadata/message_id",
         )
     ),
-    authentication=Authentication(
-        Signature.IN_BODY,
-        "HMAC-SHA256 over time and token",
-        _verify,
-        signatures.validate_key,
-        _sign,
-        max_age_seconds=MAX_AGE_SECONDS,
-    ),
+    authentication=Authentication(Signature.IN_BODY, _verify, signatures.validate_key, _sign, MAX_AGE_SECONDS),
     max_bytes=MAX_EVENT_BYTES,
     elements=_elements,
     events=_events,

@@ -93,14 +93,7 @@ PROVIDER = Provider(
     title="Mandrill",
     message_ids=MessageIds(("metadata/_id", "metadata/msg/_id", "metadata/message_id")),
     lacks_id=frozenset(),  # changes of its lists are `unknown`
-    authentication=Authentication(
-        Signature.IN_BODY,
-        "HMAC-SHA1 over address and form",
-        _verify,
-        signatures.validate_key,
-        _sign,
-        signs_url=True,
-    ),
+    authentication=Authentication(Signature.IN_BODY, _verify, signatures.validate_key, _sign, signs_url=True),
     elements=_elements,
     batch=list,
     table=EventTable(

@@ -96,7 +96,7 @@ def _sign(body: bytes, secret: str, at: float, url: str | None) -> SignedRequest
 PROVIDER = Provider(
     name="smtp2go",
     title="SMTP2GO",
-    authentication=Authentication(Signature.IN_HEADERS, "password or token", _verify, _validate_secret, _sign),
+    authentication=Authentication(Signature.IN_HEADERS, _verify, _validate_secret, _sign),
     elements=_elements,
     events=_events,
     table=EventTable(

@@ -131,9 +131,7 @@ PROVIDER = Provider(
     name="unisender_go",
     title="Unisender Go",
     spellings=("unisender go",),
-    authentication=Authentication(
-        Signature.OVER_BODY, "MD5 over body and key", _verify, signatures.validate_key, _sign
-    ),
+    authentication=Authentication(Signature.OVER_BODY, _verify, signatures.validate_key, _sign),
     immediate_bytes=1024 * 1024,  # the MD5 of a longer body, four times, takes too long for an event loop
     elements=_elements,
     batch=_batch,

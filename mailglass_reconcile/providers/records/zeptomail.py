@@ -137,9 +137,7 @@ PROVIDER = Provider(
     name="zeptomail",
     title="Zoho ZeptoMail",
     spellings=("ZeptoMail", "zoho_zeptomail", "zeptomail", "Zoho CPaaS", "zoho_cpaas"),
-    authentication=Authentication(
-        Signature.OVER_BODY, "HMAC-SHA256, or a static header", _verify, signatures.validate_key, _sign
-    ),
+    authentication=Authentication(Signature.OVER_BODY, _verify, signatures.validate_key, _sign),
     immediate_bytes=1024 * 1024,  # the decoding of a longer form takes too long for an event loop
     elements=_elements,
     events=_events,
