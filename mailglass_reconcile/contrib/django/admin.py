@@ -29,7 +29,7 @@ from mailglass_reconcile.rules import addresses, event_types, states
 from mailglass_reconcile.rules.humanize import escape_unprintable
 
 LIMIT = 1_000
-"""Greatest number of rows that a list shows and counts, because counting a million takes too long."""
+"""Greatest number of rows that a list shows, counts and finds, because counting a million takes too long."""
 
 MOST_ERASED = 100
 """Greatest number of deliveries whose recipients one action erases."""

@@ -12,6 +12,7 @@ from django.utils.text import capfirst
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database
+from mailglass_reconcile.contrib.django.admin import LIMIT
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops import deliveries, explanation, search
 from mailglass_reconcile.record.erasure import erase
@@ -20,9 +21,6 @@ from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Transaction
 
 __all__ = ["database", "deliveries", "erase", "explain", "reading", "search_ids"]
-
-LIMIT = 1_000
-"""Greatest number of rows that a list shows, counts and finds, because counting a million takes too long."""
 
 
 @contextmanager

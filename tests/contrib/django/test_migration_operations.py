@@ -224,7 +224,7 @@ from django.core.management import call_command
 call_command("migrate", "mailglass_reconcile", verbosity=0)
 call_command("makemigrations", check=True, dry_run=True, verbosity=0)
 from mailglass_reconcile.contrib.django.models import OpenOrphan
-print(OpenOrphan.objects.select_related("event__delivery").filter(event__type="opened").count())
+print(len(OpenOrphan.objects.select_related("event__stored_delivery").filter(event__type="opened")))
 """
 
 
