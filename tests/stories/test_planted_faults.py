@@ -47,7 +47,6 @@ class Fault:
         status_pattern: What `status --check` says within its threshold; None if only the doctor can see it.
         alert: Whether Prometheus's rules report it after ten minutes, if promtool is there; never for `NO_SWEEP`.
         heal: Takes the step that the doctor names, which it is given.
-        severity: Of the doctor's finding.
     """
 
     name: str
@@ -56,7 +55,6 @@ class Fault:
     words: str
     status_pattern: str | None
     heal: Callable[[System, str], object]
-    severity: str = ERROR
     alert: bool = True
 
 
@@ -79,15 +77,6 @@ FAULTS = [
     ),
     Fault(
         "Redis is away", planting.take_redis_away, "redis", "nothing listens there", NO_SWEEP, planting.bring_redis_back
-    ),
-    Fault(
-        "a lock left behind",
-        planting.leave_lock,
-        "lock",
-        "perhaps its worker was killed",
-        NO_SWEEP,
-        planting.free_lock,
-        WARNING,
     ),
     Fault(
         "a trigger dropped",
@@ -164,7 +153,7 @@ def test_a_fault_is_named_at_once_and_its_remedy_fixes_it(system: System, fault:
         wait_until(lambda: re.search(fault.status_pattern, system.check_status()), PATIENCE)
     check = fault.check
     result = system.doctor()[check]
-    assert (result["status"], bool(re.search(fault.words, result["message"]))) == (fault.severity, True), result
+    assert (result["status"], bool(re.search(fault.words, result["message"]))) == (ERROR, True), result
     if fault.status_pattern is None:
         assert system.is_healthy()
     else:

@@ -1,9 +1,7 @@
 """Faults of a running system, and the remedies that the doctor names."""
 
 import itertools
-import os
 import re
-import signal
 from collections.abc import Callable
 
 import pytest
@@ -17,9 +15,6 @@ from system import PATIENCE, System
 from waiting import wait_until
 
 FAILED = r"the last full sweep failed \d+ seconds? ago \(\w+\)|no full sweep has succeeded"
-WAITING_FOR_LOCKS = (
-    "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-)
 LATER = """
 UPDATE mailglass_reconcile_runs
    SET started_at = started_at - interval '16 minutes', finished_at = finished_at - interval '16 minutes'
@@ -69,21 +64,6 @@ def bring_redis_back(system: System, remedy: str) -> None:
     assert "start the server" in remedy
     port = redis.Redis.from_url(system.site.url).connection_pool.connection_kwargs["port"]
     system.moved.config_set("port", port)  # type: ignore[attr-defined]
-
-
-def leave_lock(system: System) -> None:
-    """Kill the worker while it sweeps, and start another; the lock of the first stays for a minute."""
-    with system.admin.engine.connect() as connection, connection.begin():
-        connection.exec_driver_sql("LOCK TABLE mailglass_open_orphans")
-        wait_until(lambda: system.admin.value(WAITING_FOR_LOCKS), PATIENCE)
-        os.killpg(system.worker_pid(), signal.SIGKILL)
-        system.kill("worker")
-    system.start("worker")
-
-
-def free_lock(system: System, remedy: str) -> None:
-    """Delete the key that the doctor names."""
-    system.site.redis.delete(remedy.partition("redis-cli DEL ")[2].split()[0])
 
 
 def damage_open_set(system: System) -> None:

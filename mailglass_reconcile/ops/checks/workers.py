@@ -1,9 +1,9 @@
-"""Celery: the broker, the workers that answer, the queues of our tasks and who consumes them, the lock."""
+"""Celery: the broker, the workers that answer, the queues of our tasks and who consumes them."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.connection_errors import Server
 from mailglass_reconcile.rules.humanize import pluralize, sanitize
 from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, RECENT_TASK, SWEEP_TASK
-from mailglass_reconcile.singleton.lock import LOCK_SECONDS, Holder, load_sweep_holder, lock_key
+from mailglass_reconcile.singleton.lock import Holder, load_sweep_holder
 
 ANSWER_SECONDS = (1.0, 2.0)
 """Seconds that workers have to answer; the second limit, if none has answered within the first."""
@@ -84,7 +84,7 @@ class Cluster(ExitStack):
         """The holder of the lock of full sweeps before the workers are asked for their tasks."""
         try:
             return load_sweep_holder()
-        except Exception:  # the check of the lock reads it again, and reports the error
+        except Exception:  # the checks of Redis report the error
             return None
 
     @cached_property
@@ -104,14 +104,6 @@ class Cluster(ExitStack):
     def registered(self) -> Mapping[str, Any]:
         """The tasks that each worker has registered."""
         return (self._inspector.registered() or {}) if self.answering else {}
-
-    @cached_property
-    def known_task_ids(self) -> frozenset[str]:
-        """The ids of the tasks that the workers run or have reserved."""
-        if not self.answering:
-            return frozenset()
-        replies = (self._inspector.active() or {}, self._inspector.reserved() or {})
-        return frozenset(request["id"] for reply in replies for requests in reply.values() for request in requests)
 
     @property
     def _inspector(self) -> Any:
@@ -295,35 +287,3 @@ def schedule(cluster: Cluster) -> Iterator[Finding]:
         )
     else:
         yield ok(f"it has {' and '.join(required.values())}")
-
-
-@check("lock", needs="celery")
-def lock(cluster: Cluster) -> Iterator[Finding]:
-    """The lock of full sweeps is free, or a task has it that a worker runs."""
-    counts = [cluster.messages(queue) for queue in cluster.queues_of(SWEEP_TASK)]
-    queued = None if None in counts else sum(count or 0 for count in counts)
-    yield lock_holder(cluster.before, cluster.known_task_ids, queued)
-
-
-def lock_holder(before: Holder | None, known_task_ids: Collection[str], queued: int | None) -> Finding:
-    """Report the holder of the lock of full sweeps, and whether a worker runs that task.
-
-    *before* is who had it before the workers were asked which tasks they know, *queued* the messages in its queue.
-    """
-    holder = load_sweep_holder()
-    if holder is None:
-        return ok("the lock of full sweeps is free")
-    seconds_left, heal = holder.seconds_left, f"redis-cli DEL {lock_key(None)}"
-    since, how = max(0, LOCK_SECONDS - seconds_left), "queued" if holder.is_queued else "taken or renewed"
-    text = (
-        f"task {sanitize(holder.task_id)} has the lock of full sweeps, {how} {since:.0f} s ago,"
-        f" for {seconds_left:.0f} s more"
-    )
-    is_same_task = before is not None and before.token == holder.token
-    if is_same_task and holder.task_id not in known_task_ids and (queued == 0 or not holder.is_queued):
-        return warning(
-            f"{text}; no worker that answers knows this task: perhaps its worker was killed. Until the lock expires,"
-            " sweeps are duplicates of it",
-            heal,
-        )
-    return ok(text)

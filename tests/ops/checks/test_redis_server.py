@@ -1,11 +1,9 @@
 """Faults of Redis and of the lock, one at a time: the doctor names each, and its remedy fixes it."""
 
 import json
-import re
 import uuid
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import pytest
 import redis
@@ -17,9 +15,9 @@ from diagnosing import report, use_settings, worst_finding
 from mailglass_reconcile.celery import app as bundled
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
-from mailglass_reconcile.ops.checks.workers import Cluster, lock_holder
+from mailglass_reconcile.ops.checks.workers import Cluster
 from mailglass_reconcile.pubsub import Subscription
-from mailglass_reconcile.singleton.lock import PREFIX, load_sweep_holder, lock_key
+from mailglass_reconcile.singleton.lock import PREFIX, lock_key
 from mailglass_reconcile.testing import servers
 from waiting import wait_until
 
@@ -142,36 +140,6 @@ def test_a_redis_whose_memory_is_full(db, own_redis):
     assert (finding.status, "memory is full" in finding.message) == (ERROR, True)
     own_redis.config_set("maxmemory", 0)
     assert worst_finding("lock_privileges").status == OK
-
-
-@pytest.fixture
-def store(redis_url: str) -> Iterator[redis.Redis]:
-    """Return a client of the lock's Redis."""
-    with redis.Redis.from_url(redis_url) as client:
-        yield client
-
-
-def check_lock(known_tasks: tuple[str, ...] = (), queued: int | None = 0) -> Any:
-    """Return the finding about the lock if the workers know these tasks."""
-    return lock_holder(load_sweep_holder(), known_tasks, queued)
-
-
-def test_a_lock_that_was_left_behind(db, store):
-    """The finding has its holder, age and TTL, and deleting the key frees it; a holder that workers know is no
-    fault.
-    """
-    key = lock_key(None)
-    assert check_lock().status == OK
-    store.set(key, "running task-1 0123456789ab", ex=40)
-    result = check_lock()
-    assert (result.status, "task task-1 has the lock" in result.message) == (WARNING, True)
-    assert re.search(r"renewed 2\d s ago, for (40|39) s more", result.message)
-    assert check_lock(known_tasks=("task-1",)).status == OK
-    store.set(key, "queued task-2", ex=60)
-    assert [check_lock(queued=number).status for number in (0, 1, None)] == [WARNING, OK, OK]
-    assert check_lock().remedy == f"redis-cli DEL {key}"
-    store.delete(key)
-    assert check_lock().status == OK
 
 
 def test_a_lock_s_key_is_the_one_of_the_task(db):

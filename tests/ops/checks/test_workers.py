@@ -202,20 +202,6 @@ app = Celery("forgetful", broker=os.environ["MAILGLASS_REDIS_URL"])
 """
 
 
-def test_a_lock_that_a_killed_worker_left_behind(site: Site) -> None:
-    """No worker knows the task that holds it; deleting the key, as the remedy says, frees the lock."""
-    site.add(1)
-    with site.held_up(WHILE_IT_LINKS) as waiting, site.worker("-c", "1") as worker:
-        task_id = site.send()
-        wait_until(waiting, PATIENCE)
-        os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait()
-        [result] = findings(site)["lock"]
-    assert (result["status"], task_id in result["message"]) == ("warning", True)
-    site.redis.delete(result["remedy"].partition("redis-cli DEL ")[2].split()[0])
-    assert states(findings(site), "lock") == {"ok"}
-
-
 def test_a_busy_worker_with_the_pool_solo_is_not_called_absent(site: Site) -> None:
     """It does not answer while it sweeps, but the lock shows that it does."""
     site.add(1)
