@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from mailglass_reconcile.errors import docs_url
 from mailglass_reconcile.mailglass_compat import raw_webhooks
 from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, ok, warning
-from mailglass_reconcile.rules.humanize import format_duration, n_of_m, pluralize, verb
+from mailglass_reconcile.rules.humanize import n_of_m, pluralize, verb
 from mailglass_reconcile.store import runs
 from mailglass_reconcile.store.database import Transaction, array_literal, uuid7_bounds
 
@@ -18,7 +18,6 @@ HOUR_SECONDS = 3_600
 EVENTS_OF_AN_HOUR = 20_000
 TENANTS, EVENTS_OF_A_TENANT = 20, 1_000
 DAYS = 7
-NEWEST_TIMES = 50
 DAY_SECONDS = 86_400
 LINKS_OF_A_DAY = 100
 """Links of a day below which no share of them is reported."""
@@ -42,46 +41,6 @@ SELECT count(*) FROM newest
  WHERE type = 'reconciled' AND occurred_at IS DISTINCT FROM inserted_at
    AND occurred_at > now()::timestamp - make_interval(secs => :seconds)
 """
-
-# A UUIDv7 has the milliseconds of UTC, `inserted_at` the local time of the session. Zones differ from UTC by multiples
-# of 15 minutes; another difference is a row that was copied. Only Mailglass's role may insert raw webhooks.
-_LOCAL_TIMES = """
-WITH newest AS (
-  SELECT extract(epoch FROM inserted_at) - ('x' || left(replace(id::text, '-', ''), 12))::bit(48)::bigint / 1000.0
-         AS seconds
-    FROM {schema}.mailglass_events
-   WHERE id BETWEEN CAST(:after_id AS uuid) AND CAST(:until_id AS uuid) AND substr(id::text, 15, 1) = '7'
-   ORDER BY id DESC LIMIT :events
-), zones AS (
-  SELECT 15 * round(seconds / 900)::integer AS minutes FROM newest
-   WHERE abs(seconds - 900 * round(seconds / 900)) < 60 AND abs(seconds) BETWEEN 840 AND 50460
-), writers AS (
-  SELECT r.oid FROM pg_roles AS r
-   WHERE r.rolcanlogin AND NOT r.rolsuper AND has_table_privilege(r.oid, to_regclass(:webhooks), 'INSERT')
-)
-SELECT (SELECT count(*) FROM newest) AS events, count(*) AS local, mode() WITHIN GROUP (ORDER BY minutes) AS minutes,
-       coalesce((SELECT string_agg(oid::regrole::text, ' or ' ORDER BY oid::regrole::text) FROM writers),
-                (SELECT relowner::regrole::text FROM pg_class WHERE oid = to_regclass(:webhooks))) AS roles
-  FROM zones
-"""
-
-@check("time_zone")
-def time_zone(context: CheckContext) -> Iterator[Finding]:
-    """Mailglass's sessions are in UTC; its newest events show it, whatever the time zone of this role."""
-    if not context.is_made_by_mailglass:
-        yield ok("nothing here depends on the time zone of a session")
-        return
-    parameters = {"events": NEWEST_TIMES, "webhooks": context.tx.name_of("mailglass_webhook_events")}
-    row = context.tx.execute(_LOCAL_TIMES, {**parameters, **uuid7_bounds(DAYS * 86_400)}).one()
-    if not row.local:
-        yield ok("the newest events were inserted in UTC" if row.events else "no event shows Mailglass's time zone yet")
-        return
-    difference = f"{format_duration(abs(row.minutes) * 60)} {'ahead of' if row.minutes > 0 else 'behind'} UTC"
-    yield warning(
-        f"Mailglass's sessions are {difference}, as {n_of_m(row.local, row.events, 'newest event')} {verb(row.local)}:"
-        " rows of Mailglass whose id is no UUIDv7 seem to have arrived at another time",
-        f"ALTER ROLE {row.roles} SET timezone = 'UTC'",
-    )
 
 
 @check("other_reconciler")

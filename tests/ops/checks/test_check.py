@@ -8,7 +8,6 @@ import pytest
 import sqlalchemy as sa
 from celery import Celery, _state
 from pydantic import SecretStr
-from sqlalchemy.engine import make_url
 
 import factories
 import invariants
@@ -23,7 +22,6 @@ from mailglass_reconcile.ops.checks.workers import Cluster
 from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, SWEEP_TASK, make_beat_schedule
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines, schema, script
-from mailglass_reconcile.store.database import uuid7s
 from recording import event, record
 
 pytestmark = pytest.mark.slow
@@ -33,7 +31,7 @@ DISABLED = "ALTER TABLE mailglass_events DISABLE TRIGGER {}"
 OF_THE_RUNS = (
     "sweeps beat prune broadcasts linking tenants key_rules documents handlers handled_types reports nothing_links"
 )
-OF_THE_LEDGER = "open_set delivery_ids time_zone other_reconciler recipients links"
+OF_THE_LEDGER = "open_set delivery_ids other_reconciler recipients links"
 REDIS = "redis redis_privileges lock_privileges"
 CHECKS = f"settings imports database {REDIS} celery {OF_THE_DATABASE} {OF_THE_RUNS} {OF_THE_LEDGER}"
 
@@ -246,58 +244,6 @@ def test_deliveries_whose_ids_no_event_will_name(mailglass_db: Database) -> None
     assert (finding.status, "1 of 2" in finding.message) == (WARNING, True)
     mailglass_db.run("UPDATE mailglass_deliveries SET provider_message_id = NULL")
     assert worst_finding("delivery_ids").status == ERROR
-
-
-MAILGLASS_S_ROLE = """
-CREATE ROLE {role} LOGIN PASSWORD 'secret';
-ALTER ROLE {role} SET timezone = '{zone}';
-GRANT USAGE ON SCHEMA "{schema}" TO {role};
-GRANT INSERT ON mailglass_events, mailglass_webhook_events TO {role}
-"""
-MAILGLASS_S_EVENT = """
-INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata, needs_reconciliation)
-VALUES (CAST(%(id)s AS uuid), 'acme', 'delivered', now() AT TIME ZONE 'UTC', '{}', true)
-"""
-
-
-@pytest.mark.parametrize(("zone", "words"), [("Asia/Kolkata", "5 hours ahead of"), ("Etc/GMT+8", "8 hours behind")])
-def test_sessions_of_mailglass_that_are_not_in_utc(mailglass_db: Database, zone: str, words: str) -> None:
-    """Its rows show the time zone of its role, which the remedy changes; the doctor's own role is in UTC."""
-    role, schema_name = f"mgtest_role_{uuid.uuid4().hex[:12]}", mailglass_db.settings.database_schema
-    mailglass_db.run(MAILGLASS_S_ROLE.format(role=role, zone=zone, schema=schema_name))
-    url = make_url(mailglass_db.engine.url).set(username=role, password="secret")  # noqa: S106
-
-    def receive(number: int) -> None:
-        """Insert events in a new session of Mailglass's."""
-        engine = sa.create_engine(url)
-        with engine.begin() as connection:
-            for id_ in uuid7s(number):
-                connection.exec_driver_sql(MAILGLASS_S_EVENT, {"id": id_})
-        engine.dispose()
-
-    try:
-        assert worst_finding("time_zone").status == OK
-        receive(3)
-        finding = worst_finding("time_zone")
-        assert (finding.status, finding.remedy) == (WARNING, f"ALTER ROLE {role} SET timezone = 'UTC'")
-        assert f"{words} UTC, as 3 of 3 newest events are" in finding.message
-        heal(mailglass_db, finding.remedy)
-        receive(50)
-        assert worst_finding("time_zone").status == OK
-    finally:
-        mailglass_db.run(f"DROP OWNED BY {role}; DROP ROLE {role}")
-
-
-def test_the_time_zone_of_the_doctor_s_own_role_does_not_matter(mailglass_db: Database) -> None:
-    """It does not write Mailglass's rows."""
-    mailglass_db.set_default("timezone", "Europe/Berlin")
-    assert worst_finding("time_zone").status == OK
-
-
-def test_a_time_zone_is_no_fault_without_mailglass(db: Database) -> None:
-    """Nothing depends on the session's time zone."""
-    db.set_default("timezone", "Europe/Berlin")
-    assert worst_finding("time_zone").status == OK
 
 
 RUN = """
