@@ -1,4 +1,4 @@
-"""Checks by samples: the table of open orphans equals the ledger, and deliveries have ids that events can name.
+"""The check by samples that the table of open orphans equals the ledger.
 
 A sample of pages costs the same however large a table is, and each time it is another one; a smaller table is looked at
 whole. The repair of the open orphans is complete.
@@ -20,7 +20,6 @@ from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
 
 PAGES = {"mailglass_events": 400, "mailglass_open_orphans": 100, "mailglass_open_orphan_ids": 100}
 """Pages of 8 kB: about 10,000 rows of each table."""
-DELIVERY_PAGES = 100
 DAY_MINUTES = 1_440
 REPAIR = "run `mailglass-reconcile doctor --repair`; the daily prune repairs it too"
 
@@ -54,12 +53,6 @@ SELECT count(*) AS looked_at,
                                            WHERE event_id = s.event_id OFFSET 0)) AS wrong
   FROM (SELECT event_id
           FROM {schema}.mailglass_open_orphan_ids TABLESAMPLE SYSTEM (CAST(:percent AS real))) AS s
-"""
-
-_DELIVERIES = """
-SELECT count(*) AS deliveries, count(*) FILTER (WHERE provider_message_id IS NULL) AS without_id,
-       count(*) FILTER (WHERE provider_message_id LIKE 'mailglass-synthetic-%') AS made_up
-  FROM {schema}.mailglass_deliveries TABLESAMPLE SYSTEM (CAST(:percent AS real))
 """
 
 _PAGES = """
@@ -99,29 +92,6 @@ def open_set(context: CheckContext) -> Iterator[Finding]:
     if not (ledger.wrong or orphans.wrong or ids.wrong):
         checked = pluralize(ledger.looked_at, "orphan")
         yield ok(f"the table of open orphans equals the ledger, as far as checked ({checked})")
-
-
-@check("delivery_ids")
-def delivery_ids(context: CheckContext) -> Iterator[Finding]:
-    """Deliveries have ids that an event can name."""
-    row = context.tx.execute(
-        _DELIVERIES, {"percent": _percent(context.tx, "mailglass_deliveries", DELIVERY_PAGES)}
-    ).one()
-    if row.made_up:
-        yield warning(
-            f"{n_of_m(row.made_up, row.deliveries, 'delivery', 'deliveries')} checked"
-            f" {verb(row.made_up, 'has', 'have')} an id that Mailglass made up (mailglass-synthetic-…), which no event"
-            " will ever name",
-            "send through another provider than Mailjet and SparkPost, or record with record_send()",
-        )
-    if row.deliveries and row.without_id == row.deliveries:
-        yield error(
-            f"none of {pluralize(row.deliveries, 'delivery', 'deliveries')} checked has a provider_message_id, so no"
-            " event can find one",
-            "store the id that the provider's API returns, as record_send() does",
-        )
-    elif not row.made_up:
-        yield ok(f"{pluralize(row.deliveries, 'delivery', 'deliveries')} checked")
 
 
 def _sample(tx: Transaction, statement: str, table: str, **parameters: int) -> sa.Row[Any]:
