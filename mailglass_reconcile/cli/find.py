@@ -13,7 +13,7 @@ from mailglass_reconcile.cli.output import (
     format_as_of,
     ignore_broken_pipe,
     print_json,
-    suggest_tenant,
+    warn_of_unknown_tenant,
     wrap_text,
 )
 from mailglass_reconcile.errors import format_command
@@ -67,7 +67,7 @@ def find(term_text: str, tenant: str | None, limit: int, as_json: bool) -> None:
             click.echo("\n".join(_lines(results)) if results.hits else _format_no_results(term))
     if not results.hits:
         if tenant is not None:
-            suggest_tenant(database, tenant)
+            warn_of_unknown_tenant(database, tenant)
         sys.exit(1)
     if not as_json and any(hit.kind == "event" for hit in results.hits):
         click.echo(wrap_text(format_as_of(results.as_of)), err=True)

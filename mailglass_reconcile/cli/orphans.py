@@ -10,8 +10,8 @@ import click
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.output import argument, format_as_of, ignore_broken_pipe, print_result, wrap_text
 from mailglass_reconcile.ops import orphans as pages
-from mailglass_reconcile.ops import tenant_suggestions
 from mailglass_reconcile.ops.orphans import OrphanPage
+from mailglass_reconcile.ops.unknown_tenants import describe_unknown
 from mailglass_reconcile.rules import event_types, provider_rules
 from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.humanize import escape_unprintable, format_duration, pluralize
@@ -100,7 +100,7 @@ def _introduce(database: Database, selection: ListFilter, page: OrphanPage, *, a
     """Yield the lines before a list: names that may be mistyped, the number of orphans by cause, and as of when."""
     hints = [event_types.suggest_type(selection.type or ""), provider_rules.mistyped(selection.provider or "")]
     if selection.tenant_id is not None and not page.orphans:
-        hints.append(tenant_suggestions.suggest(database, selection.tenant_id))
+        hints.append(describe_unknown(database, selection.tenant_id))
     yield from filter(None, hints)
     if not page.orphans or selection.state == EXPIRED or as_json:
         return

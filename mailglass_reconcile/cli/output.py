@@ -18,7 +18,7 @@ from rich.text import Text
 
 from mailglass_reconcile.cli import discard_output
 from mailglass_reconcile.errors import with_local_names
-from mailglass_reconcile.ops import tenant_suggestions
+from mailglass_reconcile.ops.unknown_tenants import describe_unknown
 from mailglass_reconcile.rules.humanize import escape_unprintable, parse_duration
 from mailglass_reconcile.rules.times import format_time
 from mailglass_reconcile.store.database import Database
@@ -103,9 +103,9 @@ def confirm(question: str) -> None:
     click.confirm(question, abort=True, err=True)
 
 
-def suggest_tenant(database: Database, tenant_id: str) -> None:
-    """Print to standard error that no row has this tenant, and the most similar tenant; print nothing if one has it."""
-    sentence = tenant_suggestions.suggest(database, tenant_id)
+def warn_of_unknown_tenant(database: Database, tenant_id: str) -> None:
+    """Print to standard error that no row has this tenant; print nothing if one has it."""
+    sentence = describe_unknown(database, tenant_id)
     if sentence is not None:
         click.echo(sentence, err=True)
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.output import Duration, console, print_json, suggest_tenant, table
+from mailglass_reconcile.cli.output import Duration, console, print_json, table, warn_of_unknown_tenant
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops.checks import ERROR, WARNING
 from mailglass_reconcile.ops.runs import ListedRun
@@ -51,7 +51,7 @@ def status(tenant: str | None, check: bool, max_lag: float, as_json: bool) -> No
         sys.exit(_print_health(max_lag))
     loaded = load_status(runtime.database(), tenant_id=tenant, max_lag_seconds=max_lag)
     if tenant is not None and not loaded.open:
-        suggest_tenant(runtime.database(), tenant)
+        warn_of_unknown_tenant(runtime.database(), tenant)
     if as_json:
         print_json(loaded)
     else:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import INTERRUPTED, dispatch
-from mailglass_reconcile.cli.output import Duration, confirm, ignore_broken_pipe, require_terminal, suggest_tenant
+from mailglass_reconcile.cli.output import Duration, confirm, ignore_broken_pipe, require_terminal, warn_of_unknown_tenant
 from mailglass_reconcile.handlers import registration
 from mailglass_reconcile.ops import orphans, targeted_sweep
 from mailglass_reconcile.ops.targeted_sweep import Target
@@ -87,7 +87,7 @@ def sweep(
         result = _run(prepared, show, with_bar=not as_json)
     click.echo(json.dumps(result.as_dict()) if as_json else _in_words(result, is_targeted=is_targeted))
     if tenant is not None and not result.scanned:
-        suggest_tenant(runtime.database(), tenant)
+        warn_of_unknown_tenant(runtime.database(), tenant)
     if not result.dry_run:
         dispatch.run_handlers(result.linked)
     sys.exit(0 if result.status == "ok" else 1)

@@ -29,13 +29,12 @@ from mailglass_reconcile.ops import (
     runs,
     search,
     status,
-    tenant_suggestions,
 )
 from mailglass_reconcile.ops.deliveries import DeliverySummary, TimelineEvent
 from mailglass_reconcile.ops.orphans import OrphanPage
 from mailglass_reconcile.ops.search import SearchResults, SearchTerm
 from mailglass_reconcile.ops.status import Health, load_health, load_overview
-from mailglass_reconcile.ops.tenant_suggestions import UnknownTenant
+from mailglass_reconcile.ops.unknown_tenants import describe_unknown
 from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.states import OPEN_STATES, RUN_STATUSES
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
@@ -155,7 +154,7 @@ class Pages:
         page = await self._cache.get(key, lambda: self._load_page(listing))
         tenant, unknown = listing.filters.tenant_id, None
         if tenant is not None and not page.orphans and not page.after:
-            unknown = await self._find_unknown_tenant(tenant)
+            unknown = await self._describe_unknown(tenant)
         return await self._show(
             request,
             "orphans.html",
@@ -292,7 +291,7 @@ class Pages:
             hit = hit or results.hits[0]
             return _redirect(f"{'events' if hit.kind == 'event' else 'deliveries'}/{hit.id}")
         if tenant and not results.hits:
-            page_values["unknown_tenant"] = await self._find_unknown_tenant(tenant)
+            page_values["unknown_tenant"] = await self._describe_unknown(tenant)
         typed_id = "" if posted or contains_address(typed) else typed
         return await self._show(
             request, "found.html", typed=typed_id, results=results, address=not typed_id, **page_values
@@ -303,10 +302,8 @@ class Pages:
         digest = hashlib.sha256(repr((term.text, term.address, term.tenant_id)).encode()).digest()
         return await self._cache.get(("find", digest), lambda: search.find(self._database, term))
 
-    async def _find_unknown_tenant(self, tenant: str) -> UnknownTenant | None:
-        return await self._cache.get(
-            ("tenant", tenant), lambda: tenant_suggestions.find_unknown(self._database, tenant)
-        )
+    async def _describe_unknown(self, tenant: str) -> str | None:
+        return await self._cache.get(("tenant", tenant), lambda: describe_unknown(self._database, tenant))
 
     @_with_error_pages
     async def metrics(self, request: Request) -> Response:

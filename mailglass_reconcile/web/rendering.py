@@ -244,7 +244,7 @@ def _make_environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update((function.__name__, function) for function in FILTERS)
-    environment.globals.update(version=_VERSION, refresh_seconds=REFRESH_SECONDS, query_string=query_string, dict=dict)
+    environment.globals.update(version=_VERSION, refresh_seconds=REFRESH_SECONDS, query_string=query_string)
     return environment
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import factories
 from mailglass_reconcile import Sent, WebhookEvent, reconcile, record_send, record_webhook
-from mailglass_reconcile.ops import checks, prune_preview, search, tenant_suggestions
+from mailglass_reconcile.ops import checks, prune_preview, search, unknown_tenants
 from mailglass_reconcile.ops.checks import CheckContext
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines, personal_data, reports, retention
@@ -126,13 +126,8 @@ def prune_deliveries(tx: Transaction) -> None:
 
 
 READERS = {
-    "walk over tenants": (
-        lambda tx: tx.execute(tenant_suggestions._TENANTS, {"size": 1_000}),
-        {INDEX, OF_ORPHANS},
-        3 * TENANTS,
-    ),
     "is a tenant there": (
-        lambda tx: tx.execute(tenant_suggestions._IS_THERE, {"tenant_id": "nobody"}),
+        lambda tx: tx.execute(unknown_tenants._IS_THERE, {"tenant_id": "nobody"}),
         {INDEX, OF_ORPHANS},
         0,
     ),
