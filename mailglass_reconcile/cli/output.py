@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import textwrap
@@ -16,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mailglass_reconcile.cli import discard_output
 from mailglass_reconcile.errors import with_local_names
 from mailglass_reconcile.ops.unknown_tenants import describe_unknown
 from mailglass_reconcile.rules.humanize import escape_unprintable, parse_duration
@@ -129,5 +129,5 @@ def ignore_broken_pipe() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        discard_output()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes once more at its end
         sys.exit(0)

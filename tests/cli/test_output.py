@@ -2,16 +2,13 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
 import commands
 import factories
 import mailglass_reconcile
-import processes
 from handling import failing
-from processes import COMMAND
 
 pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 
@@ -92,17 +89,6 @@ def test_a_command_in_a_process_of_its_own_does_what_it_does_within_another_one(
     assert (result.returncode, result.stderr) == (0, "")
     output = commands.run(db, name, *WORK[name]).stdout
     assert [shape(line) for line in result.stdout.splitlines()] == [shape(line) for line in output.splitlines()]
-
-
-@pytest.mark.parametrize("arguments", [["status"], ["migrate", "--grants"]])
-def test_output_that_cannot_be_written_is_one_line_and_exit_code_1(db, arguments):
-    """Stdout may be a file on a full disk."""
-    with (
-        Path("/dev/full").open("wb") as full,
-        processes.start([*COMMAND, *arguments], db.environment(), files={"stdout": full.fileno()}) as process,
-    ):
-        code = process.wait()
-    assert (code, process.stderr) == (1, "mailglass-reconcile: cannot write the output: No space left on device\n")
 
 
 def shape(line):
