@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import secrets
 
 import click
@@ -20,6 +19,8 @@ Examples:
 
 CONNECTIONS = 8
 """Size of the connection pool: as many as pages and probes read at the same time."""
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Hosts that can be reached from this machine only."""
 
 
 @click.command(epilog=EXAMPLES)
@@ -36,7 +37,7 @@ def serve(host: str, port: int) -> None:
     except ImportError:
         raise ConfigurationError("serve needs more packages: pip install 'mailglass-reconcile[web]'") from None
     token = load_web_token(runtime.get_settings())
-    if token is None and not _is_loopback(host):
+    if token is None and host not in LOOPBACK:
         raise WrongUsageError(
             f"{host} can be reached from other machines: set MAILGLASS_WEB_TOKEN first, or leave out --host"
         )
@@ -46,15 +47,3 @@ def serve(host: str, port: int) -> None:
         token = secrets.token_urlsafe(24)
         click.echo(f"sign in with this token, or set MAILGLASS_WEB_TOKEN to your own: {token}", err=True)
     server.run(app.application(token, runtime.pooled_engine(CONNECTIONS)), host, port)
-
-
-def _is_loopback(host: str) -> bool:
-    """Return True if *host*, a name or an address, can be reached from this machine only."""
-    if host.lower().rstrip(".") == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
