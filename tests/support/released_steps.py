@@ -1,4 +1,4 @@
-"""The digests of the schema's repeatable steps in each release, in `released_steps.json`; run this at a release."""
+"""The digests of each release's revisions and repeatable steps, in `released_steps.json`; run this at a release."""
 
 import json
 import re
@@ -12,25 +12,46 @@ PATH = Path(__file__).with_suffix(".json")
 
 
 def load_releases() -> dict[str, dict[str, str]]:
-    """Return the digests of the steps by name, of each released revision."""
+    """Return the digests of the revisions and steps by name, of each released revision."""
     return json.loads(PATH.read_text())
 
 
-def find_changes(releases: Mapping[str, Mapping[str, str]], version: str, steps: Iterable[SchemaStep]) -> Iterable[str]:
-    """Yield a sentence for each change of a step that needs another name, or a revision of its own."""
-    digests = _digests(steps)
+def load_revisions() -> dict[str, str]:
+    """Return the text of each revision's file, by its id."""
+    files = (script.find_folder() / "versions").glob("*.py")
+    return {path.name.partition("_")[0]: path.read_text() for path in files}
+
+
+def find_changes(
+    releases: Mapping[str, Mapping[str, str]],
+    version: str,
+    steps: Iterable[SchemaStep],
+    revisions: Mapping[str, str],
+) -> Iterable[str]:
+    """Yield a sentence for each change that an older process or database of a release cannot stand."""
+    digests = digests_of(steps, revisions)
     for release, released in releases.items():
-        for name in released.keys() & digests.keys():
-            if re.search(r"_v\d+$", name) and digests[name] != released[name]:
-                yield f"{name} has another text than at revision {release}, which still calls it: add a new version"
-    if version in releases and digests != releases[version]:
+        for name, digest in released.items():
+            if name.startswith("revision ") and digests.get(name) != digest:
+                yield f"{name} is not as it was released: databases that have it do not run it again, add another one"
+            elif re.search(r"_v\d+$", name) and release[0] == version[0] and digests.get(name) != digest:
+                change = "has another text than" if name in digests else "is gone, which was there"
+                yield f"{name} {change} at revision {release}, which still calls it: add a new version, and keep it"
+    steps_of = {name: digest for name, digest in digests.items() if not name.startswith("revision ")}
+    if version in releases and not steps_of.items() <= releases[version].items():
         yield f"a step differs from the release of revision {version}: add a revision, empty if need be"
+    elif version in releases and releases[version].keys() != digests.keys():
+        yield f"a step of the release of revision {version} is gone: add a revision, which drops its object"
 
 
-def _digests(steps: Iterable[SchemaStep]) -> dict[str, str]:
-    return {f"{step.kind} {step.name}": step.digest for step in steps}
+def digests_of(steps: Iterable[SchemaStep], revisions: Mapping[str, str]) -> dict[str, str]:
+    """Return the digests of steps and revisions by name."""
+    return {
+        **{f"{step.kind} {step.name}": step.digest for step in steps},
+        **{f"revision {id_}": script.md5(text) for id_, text in revisions.items()},
+    }
 
 
 if __name__ == "__main__":
-    releases = {**load_releases(), revision.VERSION: _digests(script.steps())}
+    releases = {**load_releases(), revision.VERSION: digests_of(script.steps(), load_revisions())}
     PATH.write_text(json.dumps(releases, indent=1, sort_keys=True) + "\n")
