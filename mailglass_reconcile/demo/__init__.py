@@ -37,6 +37,18 @@ def main() -> int:
         raise
 
 
+def keep() -> int:
+    """Start both servers, migrate, print the settings for another terminal, and wait for a signal."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    with servers.postgres() as database_url, servers.redis() as redis_url:
+        _install(database_url, redis_url)
+        print_line("in another terminal, until you press Ctrl-C here (the data is deleted then):\n")
+        print_line(f"export MAILGLASS_DATABASE_URL='{database_url}'")
+        print_line(f"export MAILGLASS_REDIS_URL='{redis_url}'")
+        signal.sigwait(ENDING_SIGNALS)
+    return 0
+
+
 def _run() -> bool:
     """Run the four parts, and return True if every promise was kept."""
     print_line("You send an e-mail in a transaction, and the provider's webhook is faster than")

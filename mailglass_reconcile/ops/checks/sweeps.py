@@ -89,7 +89,10 @@ def name_beat(finding: Finding, start: str) -> Finding:
     """Return a finding with the remedy that starts beat, if workers that wait for tasks leave no other reason."""
     if finding.remedy not in [with_local_names(step) for step in BEAT_STEPS]:
         return finding
-    step = f"beat does not run, because worker, broker and queues are well: start it: `{start}`"
+    if finding.remedy == with_local_names(FIRST_SWEEP):  # nothing has run yet: beat may have started a minute ago
+        step = f"beat sweeps at each fifth minute; if it has not by then, start it, exactly once: `{start}`"
+    else:
+        step = f"beat does not run, because worker, broker and queues are well: start it: `{start}`"
     return finding._replace(remedy=step)
 
 

@@ -26,7 +26,7 @@ ANSWER_SECONDS = (1.0, 2.0)
 
 CONNECT_SECONDS = 2
 
-ELSEWHERE = "if your own app runs the sweeps, its module must be in MAILGLASS_IMPORTS, so that it is found here"
+ELSEWHERE = "if your own app runs the sweeps, name its module in MAILGLASS_IMPORTS and run the doctor again; otherwise "
 
 
 def own_app() -> Celery | None:
@@ -202,7 +202,7 @@ def worker(cluster: Cluster) -> Iterator[Finding]:
     else:
         yield error(
             f"no Celery worker of the app {sanitize(cluster.app.main or '?')} answers within {sum(ANSWER_SECONDS):g} s",
-            cluster.start + (f"; {ELSEWHERE}" if cluster.is_bundled else "") + _unreadable_message(cluster),
+            (ELSEWHERE if cluster.is_bundled else "") + cluster.start + _unreadable_message(cluster),
         )
 
 
@@ -244,7 +244,7 @@ def _queue(cluster: Cluster, name: str, tasks: list[str]) -> Iterator[Finding]:
     elif not consumers and cluster.answering:
         step = cluster.start
         step = (
-            f"{step[:-1]} -Q {sanitize(name)}`; {ELSEWHERE}"
+            f"{ELSEWHERE}{step[:-1]} -Q {sanitize(name)}`"
             if cluster.is_bundled
             else f"{step}, with `-Q {sanitize(name)}`"
         )
