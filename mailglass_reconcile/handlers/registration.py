@@ -48,19 +48,17 @@ def register(database: Database) -> None:
 
 
 def log_new(new_registrations: Sequence[Registration]) -> None:
-    """Log the new handlers, and the command that enqueues the events of the last days that each has missed."""
+    """Log each new handler, with the commands that enqueue the events of the last days that it has missed."""
     types: dict[str, list[str]] = defaultdict(list)
     for registration in sorted(new_registrations):
         types[registration.handler].append(registration.type)
+    command = format_command("mailglass-reconcile dispatch")
     for handler, names in types.items():
-        logger.info(
-            "handler %s is new: it runs on %s events from now on; for earlier ones run, as the owner of the tables:"
-            " %s --replay %s --since 7d --handler %s",
+        logger.warning(
+            "handler %s is new: it runs on %s events from now on; for earlier ones run, as the owner of the tables: %s",
             handler,
             ", ".join(names),
-            format_command("mailglass-reconcile dispatch"),
-            names[0],
-            shlex.quote(handler),
+            "; ".join(f"{command} --replay {name} --since 7d --handler {shlex.quote(handler)}" for name in names),
         )
 
 

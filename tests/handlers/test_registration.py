@@ -1,7 +1,5 @@
 """Handlers that are registered and forgotten, and the events that they missed."""
 
-import logging
-
 import pytest
 import sqlalchemy as sa
 
@@ -138,15 +136,16 @@ def test_a_replay_of_what_nobody_handles_is_refused_in_one_line(missed):
 
 
 def test_the_first_dispatch_of_a_handler_says_how_to_enqueue_what_it_missed(missed, caplog):
-    """It says so once."""
-    caplog.set_level(logging.INFO, "mailglass_reconcile.handlers")
+    """It names the command of each type, and says so once."""
     on_event("bounced", "complained", name="suppress them")(lambda connection, event: None)
     dispatch()
     assert caplog.messages == [
         "handler suppress them is new: it runs on bounced, complained events from now on; for earlier ones run, as the"
         " owner of the tables:"
-        " mailglass-reconcile dispatch --replay bounced --since 7d --handler 'suppress them'"
+        " mailglass-reconcile dispatch --replay bounced --since 7d --handler 'suppress them';"
+        " mailglass-reconcile dispatch --replay complained --since 7d --handler 'suppress them'"
     ]
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
     caplog.clear()
     dispatch()
     assert caplog.records == []
