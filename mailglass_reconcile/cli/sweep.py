@@ -16,7 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import INTERRUPTED, dispatch
-from mailglass_reconcile.cli.output import Duration, confirm, ignore_broken_pipe, require_terminal, warn_of_unknown_tenant
+from mailglass_reconcile.cli.output import (
+    Duration,
+    confirm,
+    ignore_broken_pipe,
+    require_terminal,
+    warn_of_unknown_tenant,
+)
 from mailglass_reconcile.handlers import registration
 from mailglass_reconcile.ops import orphans, targeted_sweep
 from mailglass_reconcile.ops.targeted_sweep import Target

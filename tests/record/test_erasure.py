@@ -136,20 +136,6 @@ def test_later_events_stay_open_and_explain_says_why(db):
     assert (explained.state, "(erased, or lost" in explained.sentence) == ("ambiguous", True)
 
 
-def test_explain_finds_the_erased_among_many_deliveries_of_one_id(db):
-    """Only the few deliveries that decide are read; a separate statement asks if one was erased."""
-    other_rows = [factories.delivery_row("wide", recipient=f"u{n}@example.com") for n in range(12)]
-    factories.insert(db, [*other_rows, factories.delivery_row("wide", recipient=ADA)])
-    for erases in (False, True):
-        if erases:
-            assert erase_person(db).deliveries == 1
-        with db.engine.begin() as connection:
-            (later,) = record(connection, event("wide", recipient=ADA if erases else "eve@example.com",
-                                                provider_event_id=str(erases)))  # fmt: skip
-        result = explanation.explain(db.database, later.event_id)
-        assert (result.verdict, "nothing, if it is about" in result.remedy[0]) == ("recipient_mismatch", erases)
-
-
 def test_a_send_that_is_recorded_again_does_not_bring_the_address_back(tx):
     """Its key in the ledger is a digest, so it is recognised, and its delivery does not change."""
     for is_repeated in (False, True):
