@@ -6,6 +6,7 @@ import pytest
 
 import commands
 import factories
+import revisions
 from mailglass_reconcile import Sent, record_send, record_webhook
 from mailglass_reconcile.errors import SchemaOutdatedError
 from mailglass_reconcile.store import script
@@ -15,7 +16,7 @@ from recording import event
 pytestmark = pytest.mark.long
 
 UNRELEASED = (
-    f"the database is at revision 0001 of an unreleased version, this one needs {VERSION}: run"
+    f"the database is at revision {revisions.UNRELEASED} of an unreleased version, this one needs {VERSION}: run"
     " `mailglass-reconcile migrate --remove`, and then `mailglass-reconcile migrate`"
 )
 ID = str(uuid.UUID(int=1))
@@ -42,7 +43,7 @@ COMMANDS = [
 def earlier(db):
     """A database of an earlier checkout, without some functions and columns, with one orphan."""
     factories.insert(db, events=[factories.orphan_row(factories.postmark("m-1"), id=ID)])
-    db.run("UPDATE mailglass_reconcile_version SET version_num = '0001'")
+    db.run("UPDATE mailglass_reconcile_version SET version_num = :version", version=revisions.UNRELEASED)
     db.run("".join(f"DROP FUNCTION {name} CASCADE;" for name in script.steps_of_kind("function")))
     db.run("ALTER TABLE mailglass_open_orphans DROP COLUMN state")
     return db
@@ -75,7 +76,10 @@ def test_the_writers_print_the_same_message(earlier, call):
 
 @pytest.mark.parametrize(
     ("version", "accepted"),
-    [("0002", True), ("0999", True), *((version, False) for version in ("1000", "9999", "0001", "0000", "0002a"))],
+    [
+        *((version, True) for version in (revisions.NEXT, "0999")),
+        *((version, False) for version in ("1000", "9999", "0000", f"{revisions.NEXT}a", revisions.UNRELEASED)),
+    ],
 )
 def test_a_process_accepts_a_later_release_of_its_major_and_nothing_else(version, accepted):
     """A planted 9999 and a checkout's id with a letter are refused."""

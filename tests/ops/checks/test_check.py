@@ -13,6 +13,7 @@ import factories
 import invariants
 import mailglass_reconcile
 import meter
+import revisions
 from database import Database
 from diagnosing import heal, report, worst_finding
 from factories import delivery, orphan, postmark
@@ -193,10 +194,10 @@ def test_a_thousand_events_of_other_software_are_no_fault(db: Database) -> None:
 
 def test_a_schema_that_is_outdated_newer_or_missing(db: Database) -> None:
     """This version works on a newer one of its major; the last finding names the setting."""
-    db.run("UPDATE mailglass_reconcile_version SET version_num = '0001'")
+    db.run("UPDATE mailglass_reconcile_version SET version_num = :version", version=revisions.UNRELEASED)
     finding = worst_finding("schema")
     assert (finding.status, f"this one needs {schema.VERSION}" in finding.message) == (ERROR, True)
-    for version, status in (("9999", ERROR), ("0002", WARNING)):
+    for version, status in (("9999", ERROR), (revisions.NEXT, WARNING)):
         db.run("UPDATE mailglass_reconcile_version SET version_num = :version", version=version)
         finding = worst_finding("schema")
         assert (finding.status, "install the newer" in finding.remedy) == (status, True)

@@ -25,6 +25,8 @@ from mailglass_reconcile.errors import (
 from mailglass_reconcile.store import script
 from mailglass_reconcile.store.engines import create_engine
 from mailglass_reconcile.store.migration import runner
+from mailglass_reconcile.store.revision import VERSION
+from revisions import NEXT, UNRELEASED
 from shapes import SCHEMAS, make_mailglass_tables, roll_back
 from waiting import wait_until
 
@@ -68,7 +70,7 @@ def test_an_empty_database_gets_mailglass_s_tables_exactly_and_ours(empty_databa
     assert result[1] == (
         "creating Mailglass's tables (none found); if Mailglass itself will use this database, run its migrations first"
     )
-    assert result[-1] == "done: revision 0001m"
+    assert result[-1] == f"done: revision {VERSION}"
 
 
 def test_our_objects_are_tables_triggers_functions_two_indexes_and_the_version(unmigrated, shape):
@@ -185,7 +187,7 @@ def test_a_plan_prints_the_steps_and_their_sql_and_changes_nothing(unmigrated, s
         assert sql in text
     assert "Mailglass's tables" not in text
     database.migrate()
-    assert database.migrate(plan=True)[1:] == ["-- nothing to do: the database is at revision 0001m"]
+    assert database.migrate(plan=True)[1:] == [f"-- nothing to do: the database is at revision {VERSION}"]
 
 
 @pytest.mark.guard
@@ -194,7 +196,7 @@ def test_migrating_twice_changes_nothing_the_second_time(unmigrated):
     database = unmigrated
     database.migrate()
     before = database.objects()
-    assert database.migrate()[1:] == ["nothing to do: the database is at revision 0001m"]
+    assert database.migrate()[1:] == [f"nothing to do: the database is at revision {VERSION}"]
     assert database.objects() == before
 
 
@@ -533,12 +535,13 @@ def test_a_database_of_a_newer_version_is_left_alone(unmigrated):
     """It is neither migrated back nor removed; a container of the old version may start during an update."""
     database = unmigrated
     database.migrate()
-    database.run("UPDATE mailglass_reconcile_version SET version_num = '0002'")
+    database.run("UPDATE mailglass_reconcile_version SET version_num = :version", version=NEXT)
     database.run("DROP FUNCTION mailglass_reconcile_link_v1")  # which the newer one does not need
     before = database.objects()
-    assert database.migrate()[-1].startswith("warning: nothing was changed, because the database is at revision 0002")
+    warning = f"warning: nothing was changed, because the database is at revision {NEXT}"
+    assert database.migrate()[-1].startswith(warning)
     assert database.is_current()
-    with pytest.raises(DatabaseRefusedError, match="revision 0002"):
+    with pytest.raises(DatabaseRefusedError, match=f"revision {NEXT}"):
         database.remove()
     assert database.objects() == before
 
@@ -596,9 +599,10 @@ def test_a_database_of_an_earlier_checkout_is_refused_with_one_line_that_says_wh
     """Its only revision had another id; the command in the line works."""
     database = unmigrated
     database.migrate()
-    database.run("UPDATE mailglass_reconcile_version SET version_num = '0001'")
+    database.run("UPDATE mailglass_reconcile_version SET version_num = :version", version=UNRELEASED)
     database.run("ALTER TABLE mailglass_open_orphans DROP COLUMN state")
-    with pytest.raises(DatabaseRefusedError, match=r"^the database is at revision 0001 of an .*--remove.*changed$"):
+    refusal = rf"^the database is at revision {UNRELEASED} of an .*--remove.*changed$"
+    with pytest.raises(DatabaseRefusedError, match=refusal):
         database.migrate()
     database.remove()
     assert lines_of_ours(database.objects()) == set()

@@ -24,13 +24,16 @@ from history import ORPHAN, insert_history, new_id, sweep, write_until
 from mailglass_reconcile import record_webhook
 from mailglass_reconcile.store.engines import create_engine
 from mailglass_reconcile.store.migration import runner
+from mailglass_reconcile.store.revision import VERSION
 from processes import Process
 from recording import event
+from revisions import NEXT
 from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
+NEWEST = sorted(path.stem for path in ROOT.glob("alembic/versions/*.py"))[-1]
 
 REVISION = '''"""The priority of open orphans."""
 
@@ -39,8 +42,8 @@ from alembic import op
 
 from mailglass_reconcile.store.migration.operations import execute, schema_name
 
-revision = "0002"
-down_revision = "0001m"
+revision = "NEXT"
+down_revision = "VERSION"
 
 
 def upgrade() -> None:
@@ -50,7 +53,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_column("mailglass_open_orphans", "priority", schema=schema_name())
-'''
+'''.replace("NEXT", NEXT).replace("VERSION", VERSION)
 
 INDEX = """
 -- step: index mailglass_open_orphans_priority_idx
@@ -65,14 +68,14 @@ SELECT least({schema}.mailglass_reconcile_credible_v1(occurred_at, arrived_at), 
 $$;
 """
 
-DJANGO = """
+DJANGO = f"""
 from django.db import migrations
 from mailglass_reconcile.contrib.django import migration_operations
 
 class Migration(migrations.Migration):
     atomic = False
-    dependencies = (("mailglass_reconcile", "0001m_tables"),)
-    operations = (migration_operations.Migrate("0002"),)
+    dependencies = (("mailglass_reconcile", "{NEWEST}"),)
+    operations = (migration_operations.Migrate("{NEXT}"),)
 """
 
 MANAGE = """
@@ -108,8 +111,8 @@ class NextVersion:
         shutil.copytree(ROOT / "mailglass_reconcile", folder / "mailglass_reconcile")
         shutil.copytree(ROOT / "alembic", folder / "alembic")
         shutil.copy(ROOT / "pyproject.toml", folder)
-        (folder / "alembic/versions/0002_priority.py").write_text(REVISION)
-        (folder / "mailglass_reconcile/contrib/django/migrations/0002_priority.py").write_text(DJANGO)
+        (folder / f"alembic/versions/{NEXT}_priority.py").write_text(REVISION)
+        (folder / f"mailglass_reconcile/contrib/django/migrations/{NEXT}_priority.py").write_text(DJANGO)
         for name, text in (("open_orphans", INDEX), ("projection", FUNCTION)):
             with (folder / f"alembic/schema/{name}.sql").open("a") as file:
                 file.write(text)
@@ -242,7 +245,7 @@ def test_a_second_revision_runs_once_while_writers_write(
         wait_until(lambda: len(written) > count + 20)
         count = len(recorded)
         wait_until(lambda: len(recorded) > count + 5)
-    assert database.values("SELECT version_num FROM mailglass_reconcile_version") == ["0002"]
+    assert database.values("SELECT version_num FROM mailglass_reconcile_version") == [NEXT]
     assert "priority" in columns(database)
     assert database.values(
         "SELECT i.indisvalid FROM pg_index AS i WHERE i.indexrelid = 'mailglass_open_orphans_priority_idx'::regclass"
@@ -254,9 +257,10 @@ def test_a_second_revision_runs_once_while_writers_write(
     assert database.values(PRIORITY, id=still_open) == [1]
     assert database.rows()["mailglass_deliveries"] == before
     complete = database.objects()
-    assert "nothing to do: the database is at revision 0002\n" in next_version.run(database, *COMMAND)
+    assert f"nothing to do: the database is at revision {NEXT}\n" in next_version.run(database, *COMMAND)
     # The version before: its processes, a container of it that migrates first, and its check.
-    assert database.migrate()[-1].startswith("warning: nothing was changed, because the database is at revision 0002")
+    warning = f"warning: nothing was changed, because the database is at revision {NEXT}"
+    assert database.migrate()[-1].startswith(warning)
     assert database.is_current()
     database.run(ORPHAN.format(id=new_id(), age="5 minutes"))
     assert sweep(database, redis_url) >= 1
@@ -305,7 +309,7 @@ def test_a_transaction_that_holds_the_table_delays_a_revision_and_fails_no_write
             wait_until(lambda: len(written) > before + 50)
             assert process.poll() is None
         assert process.wait() == 0, process.output
-    assert next_version.run(database, *COMMAND, "--check") == "at revision 0002\n"
+    assert next_version.run(database, *COMMAND, "--check") == f"at revision {NEXT}\n"
 
 
 def test_an_interrupted_build_of_the_new_index_is_repeated(empty_database_url, next_version):
@@ -326,7 +330,7 @@ def test_an_interrupted_build_of_the_new_index_is_repeated(empty_database_url, n
         assert "index mailglass_open_orphans_priority_idx is" in check.stdout
     lines = next_version.run(database, *COMMAND)
     assert "mailglass_open_orphans_priority_idx concurrently" in lines
-    assert next_version.run(database, *COMMAND, "--check") == "at revision 0002\n"
+    assert next_version.run(database, *COMMAND, "--check") == f"at revision {NEXT}\n"
 
 
 @pytest.mark.parametrize("way", STARTED)
@@ -349,7 +353,7 @@ def test_each_way_takes_the_lock_of_migrations(empty_database_url, next_version,
         assert not lines_of_ours(database.objects())
         other.close()
         assert process.wait() == 0, process.output
-    assert next_version.run(database, *COMMAND, "--check") == "at revision 0002\n"
+    assert next_version.run(database, *COMMAND, "--check") == f"at revision {NEXT}\n"
 
 
 def test_all_ways_at_once_end_well(empty_database_url, next_version):
@@ -360,7 +364,7 @@ def test_all_ways_at_once_end_well(empty_database_url, next_version):
             stack.enter_context(next_version.start(database, *way)) for way in (*STARTED.values(), ALEMBIC)
         ]:
             assert process.wait() == 0, process.output
-    assert next_version.run(database, *COMMAND, "--check") == "at revision 0002\n"
+    assert next_version.run(database, *COMMAND, "--check") == f"at revision {NEXT}\n"
 
 
 def test_alembic_s_own_command_goes_back_one_revision(empty_database_url, next_version):
@@ -369,7 +373,7 @@ def test_alembic_s_own_command_goes_back_one_revision(empty_database_url, next_v
     database.migrate()
     before = database.objects()
     next_version.run(database, *COMMAND)
-    next_version.run(database, "-m", "alembic", "downgrade", "0001m")
+    next_version.run(database, "-m", "alembic", "downgrade", VERSION)
     assert "priority" not in columns(database)
     database.run("DROP FUNCTION mailglass_reconcile_credible_v2")
     assert database.objects() == before
@@ -380,12 +384,12 @@ def test_django_goes_back_one_revision_and_stays_there(empty_database_url, next_
     """Its hook, which repairs after each `migrate`, goes no further than what Django has applied."""
     database = live(empty_database_url)
     next_version.run(database, "-c", MANAGE)
-    for arguments in (["mailglass_reconcile", "0001"], ["contenttypes"]):
+    for arguments in (["mailglass_reconcile", VERSION], ["contenttypes"]):
         next_version.run(database, "-c", MANAGE, *arguments)
-        assert database.values("SELECT version_num FROM mailglass_reconcile_version") == ["0001m"]
+        assert database.values("SELECT version_num FROM mailglass_reconcile_version") == [VERSION]
         assert "priority" not in columns(database)
     next_version.run(database, "-c", MANAGE)
-    assert next_version.run(database, *COMMAND, "--check") == "at revision 0002\n"
+    assert next_version.run(database, *COMMAND, "--check") == f"at revision {NEXT}\n"
 
 
 def test_a_function_with_other_arguments_is_refused_before_anything_is_changed(empty_database_url):
