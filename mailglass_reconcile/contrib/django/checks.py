@@ -22,8 +22,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import project
 from mailglass_reconcile.contrib.django.views import WebhookView
 from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError
-from mailglass_reconcile.rules import handlers
-from mailglass_reconcile.schedule import DISPATCH_TASK, SWEEP_TASK
+from mailglass_reconcile.schedule import SWEEP_TASK
 
 if TYPE_CHECKING:
     from mailglass_reconcile.ops.checks import Finding
@@ -48,18 +47,12 @@ NO_SWEEPS = Warning(
     "Celery's beat schedule has no entry for sweeps, so open events stay open.",
     hint="Add the entries of mailglass_reconcile.beat_schedule to your CELERY_BEAT_SCHEDULE. If cron runs"
     " `manage.py mailglass sweep`, or the entry is in django-celery-beat's tables only, silence this check.",
-    id="mailglass_reconcile.W003",
-)
-NO_DISPATCH = Warning(
-    "Celery's beat schedule has no dispatch entry, so handlers in this project will never run.",
-    hint="Add the dispatch entry from mailglass_reconcile.beat_schedule, or silence this check if cron runs"
-    " `manage.py mailglass dispatch`.",
-    id="mailglass_reconcile.W004",
+    id="mailglass_reconcile.W002",
 )
 NO_SECRETS = Warning(
     "The URLs of the webhooks are mounted, and there is no secret, so every webhook is answered with 503.",
     hint="Set MAILGLASS_WEBHOOK_SECRETS, in the environment or in Django's settings, to each provider's secret.",
-    id="mailglass_reconcile.W007",
+    id="mailglass_reconcile.W003",
 )
 NOT_MIGRATED = "the database is not migrated, so nothing can be recorded or linked"
 
@@ -100,7 +93,9 @@ def _migrate_command() -> str:
 
 
 def _to_check_message(finding: Finding) -> CheckMessage:
-    return Warning(f"{finding.message}.", hint=finding.remedy, id=f"mailglass_reconcile.{finding.check}")
+    """Return a warning, with an id of its own if the doctor has an error: who silences its warnings still gets that."""
+    suffix = ".error" if finding.status == "error" else ""
+    return Warning(f"{finding.message}.", hint=finding.remedy, id=f"mailglass_reconcile.{finding.check}{suffix}")
 
 
 def _settings_problems() -> Iterator[CheckMessage]:
@@ -113,10 +108,8 @@ def _settings_problems() -> Iterator[CheckMessage]:
         yield NO_TENANT
     if not any(backend == TEST_BACKEND or _is_anymail_backend(backend) for backend in _backends()):
         yield NO_ANYMAIL
-    if runtime.available() and not _is_scheduled(SWEEP_TASK):
+    if runtime.available() and not _is_sweep_scheduled():
         yield NO_SWEEPS
-    if runtime.available() and handlers.types_with_handlers() and not _is_scheduled(DISPATCH_TASK):
-        yield NO_DISPATCH
 
 
 def _webhook_problems() -> Iterator[CheckMessage]:
@@ -167,10 +160,10 @@ def _is_anymail_backend(backend: str) -> bool:
         return False
 
 
-def _is_scheduled(task: str) -> bool:
+def _is_sweep_scheduled() -> bool:
     schedules = [getattr(settings, "CELERY_BEAT_SCHEDULE", {})]
     if "celery" in sys.modules:  # a project with an app of its own has loaded it
         from celery import current_app  # noqa: PLC0415 - Celery may be missing
 
         schedules.append(current_app.conf.beat_schedule)
-    return any(entry.get("task") == task for schedule in schedules for entry in (schedule or {}).values())
+    return any(entry.get("task") == SWEEP_TASK for schedule in schedules for entry in (schedule or {}).values())

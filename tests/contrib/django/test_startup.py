@@ -8,7 +8,7 @@ START = """
 import sys
 from django.conf import settings
 settings.configure(
-    USE_TZ=True, SECRET_KEY="x", ROOT_URLCONF="urls", SILENCED_SYSTEM_CHECKS=["mailglass_reconcile.W003"],
+    USE_TZ=True, SECRET_KEY="x", ROOT_URLCONF="urls", SILENCED_SYSTEM_CHECKS=["mailglass_reconcile.W002"],
     MAILGLASS_WEBHOOK_SECRETS={"postmark": "me:secret", "mailgun": "signing-key"},
     EMAIL_BACKEND="anymail.backends.postmark.EmailBackend",
     DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "nowhere"}},
