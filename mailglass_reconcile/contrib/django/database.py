@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any, TypeVar
 
@@ -70,15 +70,14 @@ def record(action: Callable[[sa.Connection], list[Result]]) -> list[Result]:
 def _with_retries(action: Callable[[sa.Connection], list[Result]]) -> list[Result]:
     """Call *action* with Django's connection, and return its result; transient errors are retried.
 
-    Nothing is retried within a transaction of the application, because the error has aborted it. Otherwise the
-    transaction is READ COMMITTED whatever the database's default is: our statements are safe in it and fail less often.
+    Nothing is retried within a transaction of the application, because the error has aborted it.
     """
     wrapper = connection_wrapper(alias())
     for pause in (*RETRY_PAUSES_SECONDS, None):
         nested = wrapper.in_atomic_block
         try:
             nested = nested or not wrapper.get_autocommit()
-            with nullcontext() if nested else _read_committed(wrapper), connection() as sa_connection:
+            with connection() as sa_connection:
                 return action(sa_connection)
         except Exception as error:
             if pause is None or nested or not _can_retry(error):
@@ -86,18 +85,6 @@ def _with_retries(action: Callable[[sa.Connection], list[Result]]) -> list[Resul
             wrapper.close_if_unusable_or_obsolete()
             time.sleep(pause)
     raise AssertionError("unreachable")
-
-
-@contextmanager
-def _read_committed(wrapper: Any) -> Iterator[None]:
-    wrapper.ensure_connection()
-    driver = wrapper.connection
-    before, driver.isolation_level = driver.isolation_level, psycopg.IsolationLevel.READ_COMMITTED
-    try:
-        yield
-    finally:
-        if not driver.closed:
-            driver.isolation_level = before
 
 
 def _can_retry(error: BaseException) -> bool:

@@ -3,31 +3,46 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest, HttpResponse, UnreadablePostError
 
 from mailglass_reconcile.contrib.django import database, project, signals
-from mailglass_reconcile.contrib.django.views import WebhookView
 from mailglass_reconcile.errors import UnknownProviderError
 from mailglass_reconcile.providers import registry
 from mailglass_reconcile.receiver.admission import ClientDisconnectedError, ForeignHostError
 from mailglass_reconcile.receiver.log import log_recorded
 from mailglass_reconcile.receiver.opening import IncomingWebhook, public_url, require_method
 from mailglass_reconcile.receiver.refusals import refusal
+from mailglass_reconcile.receiver.secret_store import SecretStore
 from mailglass_reconcile.record import failures, validation
 from mailglass_reconcile.record.after_commit import Recorded
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules.events import WebhookEvent
 
+PROVIDER = "provider"
+"""The name of the URL's parameter that has the provider's name."""
 
-def respond(view: WebhookView, request: HttpRequest, provider: str, unread: Sequence[str]) -> HttpResponse:
-    """Respond to a request to *view*; *unread* are parameters of its URL that nothing reads, perhaps a tenant's."""
+Tenant = str | Callable[[HttpRequest], str | None] | None
+BaseUrl = str | Callable[[HttpRequest], str] | None
+
+
+def respond(
+    request: HttpRequest,
+    unnamed: Sequence[str],
+    parameters: Mapping[str, str],
+    *,
+    load_secrets: Callable[[], SecretStore],
+    tenant: Tenant,
+    url: BaseUrl,
+) -> HttpResponse:
+    """Respond to a request to a view of `webhook_view`, with the parameters of its path and the view's arguments."""
+    provider = parameters.get(PROVIDER) or request.path.rstrip("/").rpartition("/")[2]
     try:
-        if unread:
+        if not callable(tenant) and (unnamed or parameters.keys() - {PROVIDER}):  # one may be a tenant's
             raise UnknownProviderError("its URL has a parameter, and webhook_view no function tenant= that reads it")
-        return _respond(view, request, provider)
+        return _respond(request, provider, load_secrets, tenant, url)
     except Exception as error:
         # An application's functions read the Host, too.
         cause = ForeignHostError() if isinstance(error, DisallowedHost) else error
@@ -35,17 +50,19 @@ def respond(view: WebhookView, request: HttpRequest, provider: str, unread: Sequ
         return _make_response(status, text, **headers)
 
 
-def _respond(view: WebhookView, request: HttpRequest, provider: str) -> HttpResponse:
+def _respond(
+    request: HttpRequest, provider: str, load_secrets: Callable[[], SecretStore], tenant: Tenant, url: BaseUrl
+) -> HttpResponse:
     """Answer a webhook, cheapest checks first; only the addresses of certificates are read before it is verified."""
     if request.method not in ("GET", "HEAD"):
         require_method(request.method, provider)
-    store = view.load_secrets()
+    store = load_secrets()
     registry.get_provider(provider)
     if request.method in ("GET", "HEAD"):  # Mandrill and Unisender Go send one before they accept an address
         return _make_response(200, "ok")
-    tenant = _find_tenant(view, request) if store.depends_on_tenant else None
-    secrets = store.get(provider, tenant or "")
-    incoming = IncomingWebhook(provider, request.headers, secrets=secrets, url=_public_url(view, request, provider))
+    tenant_id = _find_tenant(tenant, request) if store.depends_on_tenant else None
+    secrets = store.get(provider, tenant_id or "")
+    incoming = IncomingWebhook(provider, request.headers, secrets=secrets, url=_public_url(url, request, provider))
     if request.method == "OPTIONS":
         return _make_response(200, "ok", **incoming.allowed_origin())
     incoming.add_body(_read_body(request, incoming))
@@ -56,38 +73,35 @@ def _respond(view: WebhookView, request: HttpRequest, provider: str) -> HttpResp
     recorded: list[Recorded] = []
     if webhook.events:
         with failures.count_failure(f"a webhook of {incoming.provider}"):
-            recorded = _record(incoming.provider, _group(view, request, tenant, webhook.events))
+            if tenant is None:
+                by_tenant = _group_by_setting(webhook.events)
+            else:
+                by_tenant = {tenant_id or _find_tenant(tenant, request): webhook.events}
+            recorded = _record(incoming.provider, by_tenant)
     else:
         webhook.confirm()
     log_recorded(incoming.provider, recorded)
     return _make_response(200, "ok")
 
 
-def _find_tenant(view: WebhookView, request: HttpRequest) -> str:
-    tenant = view.tenant(request) if callable(view.tenant) else view.tenant
-    if tenant is None:
+def _find_tenant(tenant: Tenant, request: HttpRequest) -> str:
+    name = tenant(request) if callable(tenant) else tenant
+    if name is None:
         raise UnknownProviderError("there is no such tenant")
-    return validation.configured_tenant("the tenant of webhook_view", tenant)
+    return validation.configured_tenant("the tenant of webhook_view", name)
 
 
-def _public_url(view: WebhookView, request: HttpRequest, provider: str) -> str | None:
+def _public_url(url: BaseUrl, request: HttpRequest, provider: str) -> str | None:
     """Return the webhook's public URL if its provider signs it: the application's function may need a database."""
     if not registry.get_provider(provider).authentication.signs_url:
         return None
-    base = view.url(request) if callable(view.url) else view.url
-    url = public_url(provider, base, query=request.META.get("QUERY_STRING", ""))
-    return url or str(request.build_absolute_uri())  # raises DisallowedHost
+    base = url(request) if callable(url) else url
+    signed_url = public_url(provider, base, query=request.META.get("QUERY_STRING", ""))
+    return signed_url or str(request.build_absolute_uri())  # raises DisallowedHost
 
 
-def _group(
-    view: WebhookView, request: HttpRequest, tenant: str | None, events: Sequence[WebhookEvent]
-) -> Mapping[str, Sequence[WebhookEvent]]:
-    """Return the events of a webhook by tenant: one for the request, or that of `MAILGLASS_TENANT` for each event.
-
-    The one for the request is *tenant*, whose secret has verified it, unless all tenants have the same secrets.
-    """
-    if view.tenant is not None:
-        return {tenant or _find_tenant(view, request): events}
+def _group_by_setting(events: Sequence[WebhookEvent]) -> Mapping[str, Sequence[WebhookEvent]]:
+    """Return the events of a webhook by tenant: that of `MAILGLASS_TENANT` for each event."""
     by_tenant: dict[str, list[WebhookEvent]] = defaultdict(list)
     for event in events:
         by_tenant[signals.tenant_of(signals.as_tracking_event(event))].append(event)

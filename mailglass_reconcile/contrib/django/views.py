@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -13,16 +12,11 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from mailglass_reconcile.contrib.django.receiving import BaseUrl, Tenant
     from mailglass_reconcile.receiver.secret_store import SecretsArgument, SecretStore
 
-PROVIDER = "provider"
-"""The name of the URL's parameter that has the provider's name."""
 
-Tenant = str | Callable[[HttpRequest], str | None] | None
-Base = str | Callable[[HttpRequest], str] | None
-
-
-def webhook_view(*, tenant: Tenant = None, secrets: SecretsArgument | None = None, url: Base = None) -> WebhookView:
+def webhook_view(*, tenant: Tenant = None, secrets: SecretsArgument | None = None, url: BaseUrl = None) -> WebhookView:
     """Return a view that verifies, reads and records a provider's webhook, and responds with 200 after the commit.
 
     Mount it where the last part of the path is the provider's name, without a slash that Django would add:
@@ -41,7 +35,7 @@ def webhook_view(*, tenant: Tenant = None, secrets: SecretsArgument | None = Non
 class WebhookView:
     """A view of `webhook_view`, with its arguments."""
 
-    def __init__(self, tenant: Tenant, secrets: SecretsArgument | None, url: Base) -> None:
+    def __init__(self, tenant: Tenant, secrets: SecretsArgument | None, url: BaseUrl) -> None:
         """Exempt the view from CSRF tokens and ATOMIC_REQUESTS: its transaction begins when a webhook is verified."""
         self.tenant, self.secrets, self.url = tenant, secrets, url
         self.csrf_exempt = True
@@ -52,12 +46,9 @@ class WebhookView:
         """Respond to a webhook, or to a provider's check of the address."""
         from mailglass_reconcile.contrib.django import receiving  # noqa: PLC0415 - loading it takes long
 
-        provider = parameters.get(PROVIDER) or request.path.rstrip("/").rpartition("/")[2]
-        return receiving.respond(self, request, provider, self.find_unread([*unnamed, *parameters]))
-
-    def find_unread(self, parameters: list[str]) -> list[str]:
-        """Return those of the URL's parameters that are not read: a function of the request may read any."""
-        return [] if callable(self.tenant) else [name for name in parameters if name != PROVIDER]
+        return receiving.respond(
+            request, unnamed, parameters, load_secrets=self.load_secrets, tenant=self.tenant, url=self.url
+        )
 
     def load_secrets(self) -> SecretStore:
         """Return the secrets that webhooks are verified with.

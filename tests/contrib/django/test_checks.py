@@ -193,10 +193,10 @@ def test_who_silences_the_warnings_of_a_check_still_gets_its_errors(app, db):
     reported = []
     with override_settings(SILENCED_SYSTEM_CHECKS=["mailglass_reconcile.schema"]):
         for revision in ("0999", "1000"):
-            db.run(f"UPDATE mailglass_reconcile_version SET version_num = '{revision}'")
+            db.run(f"UPDATE mailglass_reconcile_version SET version_num = '{revision}'")  # noqa: S608
             messages = run_database_checks("default").values()
             reported.append([(message.id.partition(".")[2], message.is_silenced()) for message in messages])
-    db.run(f"UPDATE mailglass_reconcile_version SET version_num = '{current.version_num}'")
+    db.run(f"UPDATE mailglass_reconcile_version SET version_num = '{current.version_num}'")  # noqa: S608
     assert reported == [[("schema", True)], [("schema.error", False)]]
 
 
@@ -222,7 +222,10 @@ def test_a_check_that_fails_at_warnings_is_a_gate_and_no_finding_ends_djangos_ow
     gate = ("check", "--database", "default", "--fail-level", "WARNING")
     (tmp_path / "shop" / "tests.py").write_text(TESTS)
     nothing = {"MAILGLASS_WEBHOOK_SECRETS": ""}
-    assert findings_of(manage("check", "--database", "default", **nothing)) == (0, {"WARNINGS": ["W003", "schema.error"]})
+    assert findings_of(manage("check", "--database", "default", **nothing)) == (
+        0,
+        {"WARNINGS": ["W003", "schema.error"]},
+    )
     assert findings_of(manage(*gate, **nothing)) == (1, {"WARNINGS": ["W003", "schema.error"]})
     result = manage(*gate)
     assert findings_of(result) == (1, {"WARNINGS": ["schema.error"]})
