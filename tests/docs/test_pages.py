@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import mailglass_reconcile
 import pages
 import processes
 from mailglass_reconcile.rules.states import EVENT_STATES, OUTCOMES
@@ -185,10 +186,11 @@ def test_the_cron_lines_pass_the_settings_of_their_file_to_the_command(db, tmp_p
         return result.stdout + result.stderr
 
     assert output(lines[-1]).startswith("unhealthy: "), "no sweep has run"
+    assert output(lines[0]).startswith("WARNING: handler audit is new: "), "once, with the command for earlier events"
     assert [output(line) for line in lines] == [""] * len(lines)
     assert db.value("SELECT count(*) FROM mailglass_handled_types WHERE handler = 'audit'") == 1
     runs = db.rows("SELECT kind, status FROM mailglass_reconcile_runs ORDER BY started_at")
-    assert [tuple(run) for run in runs] == [("full", "ok"), ("dispatch", "ok"), ("prune", "ok")]
+    assert [tuple(run) for run in runs] == [("full", "ok"), ("full", "ok"), ("dispatch", "ok"), ("prune", "ok")]
 
 
 def test_every_command_with_beat_keeps_the_schedule_in_memory():
@@ -213,15 +215,20 @@ def test_the_snippets_for_async_code_are_those_of_the_example():
         assert {line.strip() for line in block.text.split("\n")} - texts == set()
 
 
-def test_a_package_index_gets_absolute_links_once_the_project_has_a_url():
+def test_a_package_index_gets_links_to_the_tag_of_the_version_once_the_project_has_an_address():
     """Each link and picture of the README to a file is made absolute; until then, they do not change."""
     readme = pages.README.read_text()
     specification = importlib.util.spec_from_file_location("hatch_build", pages.ROOT / "hatch_build.py")
     hook = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(hook)
-    assert hook.addressed(readme, "") == readme
-    readme_of_index = hook.addressed(readme, "https://example.com/x")
+    assert hook.read_version(pages.ROOT) == mailglass_reconcile.__version__
+    assert hook.addressed(readme, "", "0.1.0") == readme
+    readme_of_index = hook.addressed(readme, "https://example.com/x", "0.1.0")
     assert set(re.findall(r"\]\((?!https://|#)[^)]*", readme_of_index)) == set()
-    assert "](https://example.com/x/raw/main/docs/race.svg)" in readme_of_index
-    assert "](https://example.com/x/blob/main/docs/django.md)" in readme_of_index
-    assert "](https://example.com/x/blob/main/examples/ses/README.md)" in readme_of_index
+    assert "](https://example.com/x/raw/v0.1.0/docs/race.svg)" in readme_of_index
+    assert "](https://example.com/x/blob/v0.1.0/docs/django.md)" in readme_of_index
+    assert hook.addressed("[a](CHANGELOG.md) [b](#b) [c](https://c.example)", "https://x.example", "1.0.0") == (
+        "[a](https://x.example/blob/v1.0.0/CHANGELOG.md) [b](#b) [c](https://c.example)"
+    )
+    assert hook.urls("", "0.1.0") == {}
+    assert hook.urls("https://x.example", "0.1.0")["Changes"] == "https://x.example/blob/v0.1.0/CHANGELOG.md"
