@@ -2,7 +2,8 @@
 
 `python docs/reference.py` writes them; with `--check`, it names the files that differ, and exits with 1. A block stands
 between the comments `<!-- NAME: written by docs/reference.py -->` and `<!-- end -->`. A limit stands before a comment
-that names it: `60<!-- store.runs.RETENTION_DAYS -->`, or `two<!-- web.access.SESSION_SECONDS in hours -->`.
+that names it: `60<!-- store.runs.RETENTION_DAYS -->`, or `two<!-- web.access.SESSION_SECONDS in hours -->`. The owner's
+markers in pyproject.toml and `errors.ON_PYPI` change the address to clone, the contacts, and the lines with `pip install`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import yaml
 from prometheus_client.core import Metric
 
 from bench.results import number
-from mailglass_reconcile import exposition, telemetry
+from mailglass_reconcile import errors, exposition, telemetry
 from mailglass_reconcile.cli import command
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import (
@@ -57,6 +58,9 @@ from mailglass_reconcile.store import privileges
 from mailglass_reconcile.web import metrics as dashboard_metrics
 
 DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+CONDUCT = ROOT / "CODE_OF_CONDUCT.md"
+OTHER_PAGES = (ROOT / "README.md", ROOT / "SECURITY.md", CONDUCT, *sorted((ROOT / "examples").rglob("README.md")))
 SCHEMAS = DOCS / "schemas"
 FIGURES = DOCS.parent / "bench" / "figures.json"
 PACKAGE = "mailglass_reconcile"
@@ -65,6 +69,8 @@ LIMIT = re.compile(r"([\w,]+)<!-- ([\w.]+\.\w+)(?: in ([\w ]+))? -->")
 UNITS = {"kB": 1024, "MB": 1024 * 1024, "decimal MB": 1e6, "minutes": 60, "hours": 3_600, "days": 86_400}
 WORDS = {2: "two", 5: "five", 7: "seven", 8: "eight", 9: "nine", 10: "ten", 12: "twelve"}
 WIDTH = 88
+CLONE = re.compile(r"(git clone )\S+")
+INSTALL = re.compile(r"""(pip install )(["']?)(?:(?:\.\./)?\.\.|PATH_OF_THE_CLONE|\.)((?:\[[\w,]+\])?)\2(?=[\s`]|$)""")
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):$", re.M)
 ENTRY = re.compile(r"^([\w*]+): ", re.M)
 
@@ -196,7 +202,7 @@ def _is_written(path: Path, text: str, *, checking: bool) -> bool:
 def generated() -> dict[Path, str]:
     """Return the text that each page with a generated block, and each generated file, should have."""
     texts = blocks()
-    pages = {page: page.read_text() for page in (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))}
+    pages = {page: with_owners_markers(page.read_text()) for page in (*OTHER_PAGES, *sorted(DOCS.glob("*.md")))}
     names = [match[2] for page in pages.values() for match in MARKED.finditer(page)]
     if sorted(names) != sorted(texts):
         raise SystemExit(f"blocks that no page has, or a page has twice: {sorted({*names} ^ {*texts}) or names}")
@@ -210,6 +216,37 @@ def generated() -> dict[Path, str]:
         compose: with_compose_grants(compose.read_text()),
         **{SCHEMAS / f"{name}.json": text for name, text in json_schemas.texts().items()},
     }
+
+
+def owners_markers() -> dict[str, Any]:
+    """Return what the owner has filled in: `address`, `maintainers` and `security`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    return dict(project["tool"]["hatch"]["metadata"]["hooks"]["custom"])
+
+
+def with_owners_markers(
+    text: str, address: str = owners_markers()["address"], *, on_pypi: bool = errors.ON_PYPI
+) -> str:
+    """Return a page whose `git clone` has the project's address, and which installs from the index once it is there."""
+    if address:
+        text = CLONE.sub(rf"\1{address}", text)
+    return INSTALL.sub(r"\1\2mailglass-reconcile\3\2", text) if on_pypi else text
+
+
+def security_contact() -> str:
+    """Return the way to report a vulnerability."""
+    address = owners_markers()["security"]
+    private = f"write to <{address}>, or use" if address else "use"
+    return (
+        f"Please do not open a public issue: {private} the repository's private reporting"
+        ' ("Report a vulnerability" on its Security page).\n'
+    )
+
+
+def conduct_contact() -> str:
+    """Return the people to whom misconduct is reported."""
+    people = owners_markers()["maintainers"]
+    return f"Report misconduct to {' or '.join(people) or 'a maintainer'}, in private. Reports stay confidential.\n"
 
 
 def with_limit(match: re.Match[str]) -> str:
@@ -227,6 +264,8 @@ def blocks() -> dict[str, str]:
     return {
         "functions": api(),
         "subcommands": subcommands(),
+        "security contact": security_contact(),
+        "conduct contact": conduct_contact(),
         "providers": links(),
         "accepted": two_columns("field", "accepted", ACCEPTED),
         "repaired": two_columns("value", "becomes", REPAIRED),

@@ -45,6 +45,8 @@ OUTAGE_SQLSTATES = frozenset(
 
 
 COMMAND = "mailglass-reconcile"
+ON_PYPI = False
+"""Set it to True with the first release: messages and pages then install from the index."""
 
 
 class _LocalNames:
@@ -69,8 +71,17 @@ def docs_url(name: str) -> str:
         for url in metadata.metadata("mailglass-reconcile").get_all("Project-URL") or ():
             label, _, address = url.partition(", ")
             if label == "Source":
-                return f"{address}/blob/main/docs/{name}"
+                return f"{address}/blob/v{metadata.version('mailglass-reconcile')}/docs/{name}"
     return f"docs/{name} in the repository"
+
+
+def install_command(extra: str, *, on_pypi: bool = ON_PYPI) -> str:
+    """Return the command that installs an extra of this package: until it is on PyPI, from a clone."""
+    return (
+        f"pip install 'mailglass-reconcile[{extra}]'"
+        if on_pypi
+        else f"pip install '.[{extra}]' in a clone of mailglass-reconcile"
+    )
 
 
 def with_local_names(text: str) -> str:

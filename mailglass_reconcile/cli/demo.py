@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.errors import ConfigurationError, install_command
 
 
 @click.command(epilog="Example: mailglass-reconcile demo --keep")
@@ -16,5 +16,5 @@ def demo(keep: bool) -> None:
     try:
         from mailglass_reconcile import demo as demonstration  # noqa: PLC0415 - its servers are an extra
     except ImportError:
-        raise ConfigurationError("demo needs more packages: pip install 'mailglass-reconcile[demo]'") from None
+        raise ConfigurationError(f"demo needs more packages: {install_command('demo')}") from None
     sys.exit(demonstration.keep() if keep else demonstration.main())

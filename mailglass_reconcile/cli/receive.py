@@ -8,7 +8,7 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.startup import address_options, require_schema
-from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.errors import ConfigurationError, install_command
 from mailglass_reconcile.receiver import app
 from mailglass_reconcile.settings import load_web_token
 
@@ -33,7 +33,7 @@ def receive(host: str, port: int) -> None:
     try:
         from mailglass_reconcile import server  # noqa: PLC0415 - its library is an extra
     except ImportError:
-        raise ConfigurationError("receive needs more packages: pip install 'mailglass-reconcile[webhooks]'") from None
+        raise ConfigurationError(f"receive needs more packages: {install_command('webhooks')}") from None
     require_schema()
     runtime.load_imports()
     receiver = app.webhook_app()

@@ -8,7 +8,7 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.startup import address_options, require_schema
-from mailglass_reconcile.errors import ConfigurationError, WrongUsageError
+from mailglass_reconcile.errors import ConfigurationError, WrongUsageError, install_command
 from mailglass_reconcile.settings import load_web_token
 
 EXAMPLES = """\b
@@ -35,7 +35,7 @@ def serve(host: str, port: int) -> None:
         from mailglass_reconcile import server  # noqa: PLC0415 - its libraries are an extra
         from mailglass_reconcile.web import app  # noqa: PLC0415 - as above
     except ImportError:
-        raise ConfigurationError("serve needs more packages: pip install 'mailglass-reconcile[web]'") from None
+        raise ConfigurationError(f"serve needs more packages: {install_command('web')}") from None
     token = load_web_token(runtime.get_settings())
     if token is None and host not in LOOPBACK:
         raise WrongUsageError(

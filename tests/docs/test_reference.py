@@ -8,6 +8,7 @@ import reference
 import commands
 import mailglass_reconcile
 from mailglass_reconcile import webhooks
+from mailglass_reconcile.errors import install_command
 
 pytestmark = pytest.mark.version_independent
 
@@ -39,6 +40,19 @@ def test_a_generated_block_that_was_changed_by_hand_is_named_with_the_command(mo
     monkeypatch.setattr(reference, "links", lambda: "other\n")
     with pytest.raises(SystemExit, match=r"^run `python docs/reference\.py`, which changes providers\.md$"):
         reference.main(["--check"])
+
+
+def test_pages_install_from_the_index_once_the_package_is_there():
+    """Until then they and the messages install from the clone; `git clone` gets the project's address."""
+    page = "$ git clone https://git.example.com/x\n$ pip install .\n`pip install '../..[web,django]' fastapi`"
+    page += ' `pip install "PATH_OF_THE_CLONE[django]"` `pip install asyncpg` `pip install ./other` --editable .'
+    assert reference.with_owners_markers(page, "", on_pypi=False) == page
+    assert reference.with_owners_markers(page, "https://example.com/y", on_pypi=True) == (
+        "$ git clone https://example.com/y\n$ pip install mailglass-reconcile\n"
+        "`pip install 'mailglass-reconcile[web,django]' fastapi` `pip install \"mailglass-reconcile[django]\"`"
+        " `pip install asyncpg` `pip install ./other` --editable ."
+    )
+    assert install_command("web", on_pypi=True) == "pip install 'mailglass-reconcile[web]'"
 
 
 def test_every_subcommand_has_a_section():

@@ -163,7 +163,7 @@ def test_a_provider_whose_signatures_need_an_extra_is_an_error_without_it(projec
     with override_settings(**GOOD, ROOT_URLCONF="webhook_urls", MAILGLASS_WEBHOOK_SECRETS=secret):
         messages = [message for message in run_checks() if message.id.startswith("mailglass_reconcile.")]
     assert [message.id.partition(".")[2] for message in messages] == expected
-    assert all("pip install 'mailglass-reconcile[webhooks]'" in message.msg for message in messages)
+    assert all("pip install '.[webhooks]' in a clone" in message.msg for message in messages)
 
 
 def run_database_checks(*databases):
