@@ -2,7 +2,8 @@
 
 A function and a trigger bear a stamp as their comment: a digest of the step that made them, and of what Postgres made
 of it. So any change of a step or its object is a difference, and nothing has to understand SQL. A dump without comments
-lacks the stamps: `migrate` makes functions and triggers again. A changed index has another name.
+lacks the stamps: `migrate` makes functions and triggers again. A changed index has another name; the columns of the two
+that ON CONFLICT needs are compared.
 """
 
 from __future__ import annotations
@@ -41,19 +42,29 @@ WITH wanted AS (
 )
 SELECT w.kind, w.name, f.oid IS NOT NULL AS is_there, f.kind AS found_kind, f.owner, current_user AS role,
        count(*) OVER (PARTITION BY w.kind, w.name) > 1 AS is_overloaded, w.on_table IS NOT NULL AS has_table,
-       w.table_kind = 'r' AND pg_relation_size(w.on_table) = 0 AS is_empty,
+       w.table_kind = 'p' AS is_partitioned, w.table_kind = 'r' AND pg_relation_size(w.on_table) = 0 AS is_empty,
        CASE WHEN w.kind = 'table' AND f.kind = 'table'
             THEN ARRAY(SELECT c.name FROM unnest(string_to_array(w.columns, ' ')) AS c (name)
                         WHERE NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = f.oid AND a.attname = c.name
                                              AND NOT a.attisdropped)) END AS dropped_columns,
        CASE WHEN f.oid IS NULL AND w.name = 'mailglass_webhook_events_prune_idx'
                  -- Mailglass itself has one since 2.5.
-                 AND EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = w.on_table AND i.indisvalid
-                                AND pg_get_indexdef(i.indexrelid) LIKE '%(status, inserted_at, %') THEN NULL
+                 AND EXISTS (SELECT FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
+                              WHERE i.indrelid = w.on_table AND i.indisvalid
+                                AND c.relname IN ('mailglass_webhook_events_status_age_id_idx')) THEN NULL
             WHEN f.oid IS NULL THEN 'is missing'
             WHEN f.kind <> w.kind OR w.kind = 'index' AND f.on_table IS DISTINCT FROM w.on_table
             THEN 'is something else with that name'
             WHEN NOT f.works THEN CASE w.kind WHEN 'index' THEN 'is invalid' ELSE 'is disabled' END
+            WHEN w.kind = 'index' AND w.columns <> ''
+                 AND NOT EXISTS (
+                   SELECT FROM pg_index AS i
+                    WHERE i.indexrelid = f.oid AND i.indisunique
+                      AND (SELECT string_agg(a.attname, ' ' ORDER BY k.place)
+                             FROM unnest(CAST(i.indkey AS int2[])) WITH ORDINALITY AS k (number, place)
+                             JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.number
+                            WHERE k.place <= i.indnkeyatts) = w.columns)
+            THEN 'is not unique, or has other columns'
             WHEN f.comment = f.stamp || ' unfilled'
             THEN 'is new, and the open orphans are not filled from the ledger yet'
             WHEN w.kind IN ('function', 'trigger') AND f.comment IS DISTINCT FROM f.stamp
@@ -89,12 +100,14 @@ class Difference(NamedTuple):
         fault: The difference, as a predicate: `is missing`.
         is_mailglass: True if it is Mailglass's, so that `migrate` does not change it.
         is_on_empty: True if it is an index of a table without rows, or of one that does not exist yet.
+        is_on_partitioned: True if it is an index of a partitioned table, which cannot be built concurrently.
     """
 
     step: SchemaStep
     fault: str
     is_mailglass: bool = False
     is_on_empty: bool = False
+    is_on_partitioned: bool = False
 
     @property
     def subject(self) -> str:
@@ -172,8 +185,9 @@ def compare(tx: Transaction, *, made_here: bool = False) -> Comparison:
     mailglass_tables = not made_here and schema.is_made_by_mailglass(tx)
     version = tx.revision()
     steps = [step for step in script.steps() if _is_compared(step, mailglass_tables=mailglass_tables)]
-    columns: dict[str, str] = {**schema.TABLES, **dict.fromkeys([*schema.MAILGLASS_TABLES, schema.VERSION_TABLE], "")}
-    wanted = {(step.kind, step.name): step for step in [*steps, *(SchemaStep("table", name) for name in columns)]}
+    table_names = [*schema.TABLES, *schema.MAILGLASS_TABLES, schema.VERSION_TABLE]
+    columns = {**schema.TABLES, **schema.CONFLICT_INDEXES}
+    wanted = {(step.kind, step.name): step for step in [*steps, *(SchemaStep("table", name) for name in table_names)]}
     arrays = column_arrays(
         ("kinds", "names", "tables", "digests", "columns"),
         [(step.kind, step.name, step.table, step.digest, columns.get(step.name, "")) for step in wanted.values()],
@@ -193,7 +207,8 @@ def compare(tx: Transaction, *, made_here: bool = False) -> Comparison:
             or (step.kind == "index" and not row.has_table and (is_mailglass or version == revision.VERSION))
         )
         if fault and not is_ignored:
-            differences.append(Difference(step, fault, is_mailglass, bool(row.is_empty) or not row.has_table))
+            is_on_empty = bool(row.is_empty) or not row.has_table
+            differences.append(Difference(step, fault, is_mailglass, is_on_empty, bool(row.is_partitioned)))
         if row.is_there and not is_mailglass:
             foreign += _describe_foreign(step, row)
             tables += [step.name] if step.name in schema.TABLES else []

@@ -17,8 +17,11 @@ INDEXES = (*script.steps_of_kind("index"), "mailglass_deliveries_tenant_inserted
 GUARD = "mailglass_events_no_truncate"
 """The trigger against TRUNCATE and its function, on tables that `migrate` made."""
 
-CONFLICT_INDEXES = ("mailglass_events_idempotency_key_idx", "mailglass_deliveries_provider_msg_id_idx")
-"""Mailglass's indexes that ON CONFLICT needs."""
+CONFLICT_INDEXES = {
+    "mailglass_events_idempotency_key_idx": "idempotency_key",
+    "mailglass_deliveries_provider_msg_id_idx": "provider provider_message_id",
+}
+"""Mailglass's unique indexes that ON CONFLICT needs, with their columns."""
 
 RETENTION = ("mailglass_prune_events", "mailglass_prune_deliveries")
 """The functions that delete old rows; they exist only for tables that `migrate` made."""

@@ -92,6 +92,8 @@ def _upgrade(context: Any, request: Request) -> None:
         if not is_done:
             preflight.refuse_foreign(tx, comparison)
         preflight.refuse_incurable(tx, comparison)
+        if not plan:
+            preflight.refuse_partitioned(comparison)
         if version is None:
             preflight.refuse_without_revision(comparison)
     if is_done:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError, SchemaOutdatedError
+from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError, SchemaOutdatedError, docs_url
 from mailglass_reconcile.store import location, schema
 from mailglass_reconcile.store.comparison import Comparison
 from mailglass_reconcile.store.database import Transaction, array_literal
@@ -78,6 +78,17 @@ def refuse_incurable(tx: Transaction, comparison: Comparison) -> None:
     if incurable:
         lines = "; ".join(f"{difference.message}: {difference.remedy(tx)}" for difference in incurable)
         raise SchemaOutdatedError(f"nothing was changed, because no step of `migrate` cures this: {lines}")
+
+
+def refuse_partitioned(comparison: Comparison) -> None:
+    """Raise an error if an index would be built on a partitioned table, which Postgres cannot do concurrently."""
+    for difference in comparison.curable:
+        if difference.step.kind == "index" and difference.is_on_partitioned:
+            raise DatabaseRefusedError(
+                f"nothing was changed: table {difference.step.table} is partitioned: build the index"
+                f" {difference.step.name} manually, as"
+                f" {docs_url('upgrading.md#a-partitioned-mailglass_deliveries')} describes, then run migrate again"
+            )
 
 
 def refuse_without_revision(comparison: Comparison) -> None:

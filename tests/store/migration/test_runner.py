@@ -154,6 +154,16 @@ def test_more_orphans_than_a_batch_are_all_filled_in(unmigrated):
         ("DROP TABLE mailglass_webhook_events", "table mailglass_webhook_events"),
         ("DROP INDEX mailglass_events_idempotency_key_idx", "index mailglass_events_idempotency_key_idx"),
         (
+            "DROP INDEX mailglass_events_idempotency_key_idx;"
+            " CREATE INDEX mailglass_events_idempotency_key_idx ON mailglass_events (idempotency_key)",
+            "index mailglass_events_idempotency_key_idx is not unique, or has other columns",
+        ),
+        (
+            "DROP INDEX mailglass_deliveries_provider_msg_id_idx; CREATE UNIQUE INDEX"
+            " mailglass_deliveries_provider_msg_id_idx ON mailglass_deliveries (provider_message_id, provider)",
+            "index mailglass_deliveries_provider_msg_id_idx is not unique, or has other columns",
+        ),
+        (
             "DROP INDEX mailglass_deliveries_provider_msg_id_idx",
             "index mailglass_deliveries_provider_msg_id_idx",
         ),
