@@ -57,7 +57,10 @@ def test_the_statement_that_runs_ahead_is_cancelled_when_the_block_ends(db):
             yield tx.execute("SELECT 1").scalar_one()
             yield tx.execute("SELECT pg_sleep(600)").scalar_one()
 
-    running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND pid <> pg_backend_pid()"
+    running = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND query LIKE '%pg_sleep(600)%' AND pid <> pg_backend_pid()"
+    )
 
     def interrupted():
         with (
