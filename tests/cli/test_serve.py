@@ -41,9 +41,7 @@ def test_sigterm_ends_it_even_if_the_database_hangs(db):
             asking.sendall(
                 f"GET /orphans HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
             )
-            statement = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-            while not db.value(statement):
-                assert process.poll() is None
+            process.wait_for(db.find_waiting)
             assert process.stop() == 0
         assert process.stderr == f"serving on {address}/; press Ctrl-C to stop\n"
 

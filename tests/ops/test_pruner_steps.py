@@ -17,6 +17,7 @@ from mailglass_reconcile.ops.pruner import prune_with
 from mailglass_reconcile.store import engines, repair
 from mailglass_reconcile.store.database import Database
 from marking import slow_unless
+from waiting import wait_until
 
 SETTLED = """
 WITH orphans AS (
@@ -70,9 +71,7 @@ def test_an_uncommitted_link_is_not_reported_as_added(db):
                 {"id": event_id},
             )
             pruned = pool.submit(mailglass_reconcile.prune)
-            waiting = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"
-            while not pruned.done() and not db.value(waiting):
-                pass
+            wait_until(lambda: pruned.done() or db.find_waiting())
         assert pruned.result().added == 0
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
 

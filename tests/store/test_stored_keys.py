@@ -388,7 +388,7 @@ def test_rekey_waits_for_orphans_that_a_sweep_has_locked(db):
     with db.engine.connect() as connection, ThreadPoolExecutor(1) as pool:
         connection.exec_driver_sql("SELECT event_id FROM mailglass_open_orphans LIMIT 1 FOR UPDATE")
         result = pool.submit(commands.run_here, "rekey")
-        wait_until(lambda: result.done() or db.value("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+        wait_until(lambda: result.done() or db.find_waiting())
         connection.rollback()
         assert result.result().stdout == "the next sweep reads the message ids of 3 open events again\n"
     assert db.rows("SELECT DISTINCT rank FROM mailglass_open_orphans") == [(None,)]
@@ -426,7 +426,7 @@ def test_ids_that_another_session_stores_while_the_statement_runs_are_replaced(d
     with db.engine.connect() as holder, ThreadPoolExecutor(1) as pool:
         holder.exec_driver_sql("SELECT pg_advisory_xact_lock(1)")
         held_up = pool.submit(store, ("r-2",), old, new)
-        wait_until(lambda: held_up.done() or db.value("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+        wait_until(lambda: held_up.done() or db.find_waiting())
         store(("r-3", "r-4"), new)
         holder.rollback()
         held_up.result()

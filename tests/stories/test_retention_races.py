@@ -57,9 +57,9 @@ def test_a_batch_whose_connection_is_lost_is_rolled_back_and_retried(db):
     with ThreadPoolExecutor(1) as pool, db.engine.connect() as holder:
         holder.exec_driver_sql("SELECT FROM mailglass_events ORDER BY id DESC LIMIT 1 FOR UPDATE")
         pruned = pool.submit(prune, db)
-        waiting = "SELECT pid FROM pg_locks WHERE NOT granted"
-        wait_until(lambda: db.rows(waiting))
-        assert db.value("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE NOT granted")
+        wait_until(db.find_waiting)
+        (waiting,) = db.find_waiting()
+        assert db.value("SELECT pg_terminate_backend(:pid)", pid=waiting)
         check(db, filled)
         assert db.value("SELECT count(*) FROM mailglass_events") == 15
         holder.rollback()

@@ -20,6 +20,7 @@ OTHER_SESSIONS = """
 SELECT count(*) FROM pg_stat_activity
  WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
 """
+WAITING = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 SCHEMA = "SELECT current_schema()"
 APPENDED = "SELECT count(*) FROM mailglass_events WHERE type = 'reconciled'"
 
@@ -84,6 +85,10 @@ class Database:
         """Wait until every other session has ended, because only then the statistics have its cost."""
         self.engine.dispose()
         wait_until(lambda: self.value(OTHER_SESSIONS) == 0)
+
+    def find_waiting(self) -> list[int]:
+        """Return the sessions of this database that wait for a lock; a server may have other databases."""
+        return [pid for (pid,) in self.rows(WAITING)]
 
     def count_links(self) -> int:
         """Return the number of `reconciled` events in the ledger, whoever appended them."""
