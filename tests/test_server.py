@@ -29,11 +29,16 @@ def test_idle_connections_block_nobody_and_log_nothing(db):
 
 
 def test_a_malformed_request_gets_400_and_logs_nothing(db):
-    """A request that is too long, or for another protocol, is not logged either."""
+    """Too long a head, a malformed chunk and another protocol, too: uvicorn wrote a traceback for some of them."""
     with serve(db.environment()) as (process, address):
         for sent, answer in [
             (b"nonsense\r\n\r\n", b"HTTP/1.1 400"),
             (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * server.MAX_HEAD_BYTES, b"HTTP/1.1 400"),
+            (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nnonsense\r\n\r\n", b"HTTP/1.1 200"),
+            *[
+                (method + b" / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n", b"HTTP/1.1 400")
+                for method in (b"GET", b"HEAD", b"POST")
+            ],
             (b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", b"HTTP/1.1 401"),
         ]:
             with connect(address, sent) as connection:

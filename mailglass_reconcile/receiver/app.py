@@ -6,7 +6,6 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 from urllib.parse import quote
@@ -42,9 +41,6 @@ MAX_TENANT_LOOKUPS = 128
 """Webhooks whose tenant and secrets are looked up, in separate threads; beyond that, the status is 503."""
 SMALL_BYTES = 16 * 1024
 """A signature inside a body of at most this size is verified on the event loop: parsing takes a few milliseconds."""
-DISCARDED_BYTES = 20 * 1024 * 1024
-DISCARDED_SECONDS = 5.0
-"""Limits for reading the rest of a body after an early response: a client reads none while it is still sending."""
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -285,21 +281,12 @@ class _RequestBody:
         self.is_complete = self.is_disconnected or not message.get("more_body", False)
         return message
 
-    async def discard(self) -> None:
-        """Read the rest within `DISCARDED_BYTES` and `DISCARDED_SECONDS`."""
-        size = 0
-        with suppress(TimeoutError):
-            async with asyncio.timeout(DISCARDED_SECONDS):
-                while not self.is_complete and size < DISCARDED_BYTES:
-                    size += len((await self()).get("body", b""))
-
 
 async def _send_response(send: Send, response: Response, scope: Scope, incoming: _RequestBody) -> None:
-    """Send a response. If the request's body is incomplete, discard the rest before the connection is closed."""
+    """Send a response; if the request's body is incomplete, the server closes the connection without reading it."""
     text = f"{response.text}\n".encode()
     headers = {"content-type": response.content_type, "content-length": str(len(text)), **response.headers}
-    is_early = not incoming.is_complete
-    if is_early:
+    if not incoming.is_complete:
         headers["connection"] = "close"
     await send(
         {
@@ -308,12 +295,7 @@ async def _send_response(send: Send, response: Response, scope: Scope, incoming:
             "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()],
         }
     )
-    body = b"" if scope["method"] == "HEAD" else text
-    if is_early:
-        await send({"type": "http.response.body", "body": body, "more_body": True})
-        await incoming.discard()
-        body = b""
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else text})
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -61,6 +61,8 @@ def test_where_it_cannot_listen_it_says_why_in_one_line(db, capsys):
         for arguments, settings, expected in [
             (["--port", str(occupied.getsockname()[1])], token, "Address already in use"),
             (["--host", "nowhere.invalid"], token, "cannot listen on nowhere.invalid"),
+            (["--host", "nowhère.invalid"], token, "cannot listen on nowhère.invalid"),
+            (["--host", "nowhere..invalid"], token, "cannot listen on nowhere..invalid: it is not the name of a host"),
             (["--host", "192.0.2.1"], token, "Cannot assign requested address"),
             ([], {"database_url": None}, "MAILGLASS_DATABASE_URL is not set"),
             ([], {"web_token": SecretStr("secret")}, "MAILGLASS_WEB_TOKEN: use at least 16 characters"),

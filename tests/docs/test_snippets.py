@@ -46,6 +46,7 @@ ELSEWHERE = {
     ("personal-data.md", "sql"): "by the test of an export, below",
     ("deploy.md", "cron"): "test_pages.py",
     ("deploy.md", "yaml"): "test_deploy.py",
+    ("deploy.md", "nginx"): "receiver/test_nginx.py",
     ("deploy.md", "text"): "stories/test_redis_servers.py",
     ("monitoring.md", "yaml"): "monitoring/test_files.py",
 }
@@ -58,7 +59,7 @@ NOT_RUN = {
     ("with-mailglass.md", "it needs Docker; tests/cli/test_follow.py runs `follow`"),
     ("deploy.md", "it needs a registry"),
     ("deploy.md", "it needs a cluster"),
-    ("deploy.md", "no nginx is installed here"),
+    ("deploy.md", "no Caddy is installed here"),
     ("deploy.md", "no systemd is running here; a test reads the units"),
     ("deploy.md", "tests/docs/test_kubernetes.py follows these steps"),
     ("roles.md", "tests/stories/test_grants.py runs the file"),

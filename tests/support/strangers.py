@@ -5,6 +5,7 @@ Run as `python -m strangers PORT PATH BEHAVIOUR`; it prints a line when many hav
 
 import asyncio
 import contextlib
+import itertools
 import json
 import re
 import sys
@@ -12,6 +13,7 @@ import time
 
 CONNECTIONS, OPEN = 500, 200
 """Those that are tried, and those that have been open before the test begins: more than any limit of a receiver."""
+HALF_BODIES_A_SECOND = 250
 KB, MB = 1024, 1024 * 1024
 
 
@@ -32,6 +34,17 @@ async def send(writer, beginning: bytes, body: bytes) -> None:
     for at in range(0, len(body), 256 * KB):
         writer.write(body[at : at + 256 * KB])
         await writer.drain()
+
+
+async def silence(reader, writer, path, number):
+    """Open a connection and send nothing."""
+    await reader.read()
+
+
+async def half_a_head(reader, writer, path, number):
+    """Send half of a head."""
+    writer.write(b"POST ")
+    await reader.read()
 
 
 async def no_body(reader, writer, path, number):
@@ -98,6 +111,26 @@ async def another_certificate(reader, writer, path, number):
     await reader.read()
 
 
+async def no_reading(reader, writer, path, number):
+    """Send requests and read no response."""
+    reader._limit = 1
+    writer.transport.pause_reading()
+    while True:
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+        await writer.drain()
+
+
+async def one_byte_a_chunk(reader, writer, path, number):
+    """Send a body in chunks of one byte."""
+    writer.write(head(f"{path}/sendgrid", "Transfer-Encoding: chunked"))
+    for _ in range(20):
+        writer.write(b"1\r\nx\r\n" * 10_000)
+        await writer.drain()
+    await reader.read()
+
+
+OF_THE_PROXY = {behaviour.__name__: behaviour for behaviour in (silence, half_a_head, no_reading, one_byte_a_chunk)}
+"""What a proxy does not pass on."""
 BEHAVIOURS = {
     behaviour.__name__: behaviour
     for behaviour in (
@@ -121,13 +154,38 @@ async def keep_connected(port: int, path: str, behaviour: str, number: int, open
             if len(opened) == OPEN:
                 print("open", flush=True)  # noqa: T201
             try:
-                await BEHAVIOURS[behaviour](reader, writer, path, number)
+                await (BEHAVIOURS | OF_THE_PROXY)[behaviour](reader, writer, path, number)
             finally:
                 writer.transport.abort()
 
 
+async def pass_on_half_a_body(port: int, path: str) -> None:
+    """Send a head with a wrong password and half of the body, as a proxy that streams does; wait for the end."""
+    with contextlib.suppress(OSError):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head(f"{path}/postmark", "Authorization: Basic bm86bm8=", "Content-Length: 5000") + bytes(2500))
+        try:
+            await reader.read()
+        finally:
+            writer.transport.abort()
+
+
+async def pass_on_half_bodies(port: int, path: str) -> None:
+    """Pass on half bodies, 250 a second, until the process is killed; print a line after more than five seconds."""
+    loop, tasks = asyncio.get_running_loop(), set()
+    started_at = loop.time()
+    for number in itertools.count():
+        await asyncio.sleep(started_at + number / HALF_BODIES_A_SECOND - loop.time())
+        tasks.add(task := asyncio.create_task(pass_on_half_a_body(port, path)))
+        task.add_done_callback(tasks.discard)
+        if number == 6 * HALF_BODIES_A_SECOND:
+            print("open", flush=True)  # noqa: T201
+
+
 async def main(port: str, path: str, behaviour: str) -> None:
     """Keep all connections open until the process is killed."""
+    if behaviour == "half_bodies":
+        await pass_on_half_bodies(int(port), path)
     opened: set[int] = set()
     await asyncio.gather(*(keep_connected(int(port), path, behaviour, number, opened) for number in range(CONNECTIONS)))
 

@@ -1,11 +1,14 @@
 """Access to the dashboard: nothing without its token, sessions of twelve hours, and no requests from other sites."""
 
 import asyncio
+import contextlib
 import itertools
 import re
+import socket
 import time
 import uuid
 
+import httpx
 import pytest
 from pydantic import SecretStr
 
@@ -14,6 +17,7 @@ import mailglass_reconcile
 from browsing import TOKEN, Visitor, app
 from mailglass_reconcile import ConfigurationError
 from mailglass_reconcile.web import access
+from serving import serve_here
 
 OPEN = {"/healthz", "/readyz", "/static/{name}", "/login", "/logout"}
 """Routes that need no token."""
@@ -175,6 +179,20 @@ def test_another_site_can_sign_nobody_in_or_out(db):
     ]:
         assert sign_in(closed, **headers).status_code == status, headers
         assert closed.ask("POST", "/logout", headers=headers).status_code == status, headers
+
+
+def test_wrong_tokens_do_not_block_other_connections(db):
+    """In header and form, each was once answered after a second, and a hundred blocked the dashboard."""
+    form = b"token=wrong"
+    requests = [
+        b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer wrong\r\n\r\n",
+        b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(form), form),
+    ]
+    with serve_here(app(db)) as address, contextlib.ExitStack() as opened:
+        for request in requests * 50:
+            guessing = opened.enter_context(socket.create_connection(("127.0.0.1", httpx.URL(address).port), 20))
+            guessing.sendall(request)
+        assert httpx.get(f"{address}/healthz", timeout=20).text == "alive\n"
 
 
 def test_a_form_with_too_many_fields_is_a_wrong_token(db, monkeypatch):
