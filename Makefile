@@ -9,7 +9,7 @@ PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
 
 CHECK = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed, and $(PYTHON) is " + sys.version.split()[0] + ": try make PYTHON=python3.13")'
 
-.PHONY: demo test test-all faults soak broken mutation bench rabbitmq clean
+.PHONY: demo test test-all faults soak broken mutation bench rabbitmq release clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/mailglass-reconcile demo
@@ -47,6 +47,10 @@ bench: $(VENV)/test.stamp
 rabbitmq: $(VENV)/test.stamp
 	$(BIN)/python tests/support/rabbitmq.py $(BIN)/python -m pytest tests/stories/test_celery.py $(ARGS)
 
+# Tries the release of a clean clone of HEAD, and publishes nothing; it needs the package index only.
+release: $(VENV)/release.stamp
+	@$(BIN)/python .ci/release.py '$(VERSION)' $(if $(ADDRESS),--address '$(ADDRESS)')
+
 clean:
 	rm -rf $(VENV)
 
@@ -63,6 +67,10 @@ $(VENV)/demo.stamp: $(VENV)/venv.stamp pyproject.toml
 
 $(VENV)/test.stamp: $(VENV)/venv.stamp pyproject.toml
 	@$(BIN)/python -m pip install --quiet --editable . --group test
+	@touch $@
+
+$(VENV)/release.stamp: $(VENV)/test.stamp
+	@$(BIN)/python -m pip install --quiet --group release
 	@touch $@
 
 $(VENV)/mutation.stamp: $(VENV)/venv.stamp pyproject.toml

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -17,13 +18,17 @@ pytestmark = pytest.mark.version_independent
 ROOT = Path(__file__).parents[2]
 
 
+def build(directory: Path, kind: str) -> Path:
+    """Build a distribution from this checkout, with the installed build backend."""
+    command = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(directory), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (file,) = directory.iterdir()
+    return file
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build a wheel from this checkout, with the installed build backend."""
-    directory = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(directory), str(ROOT)]
-    subprocess.run(command, check=True, capture_output=True)
-    return next(directory.glob("*.whl"))
+    return build(tmp_path_factory.mktemp("wheel"), "wheel")
 
 
 @pytest.mark.slow
@@ -42,12 +47,28 @@ def test_the_wheel_holds_the_package_and_the_migrations(wheel):
         assert scripts
         assert scripts <= set(names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"mailglass_reconcile"}
+    assert "mailglass_reconcile/py.typed" in names
+    assert [name for name in names if name.endswith("LICENSE")]
+    assert not [name for name in names if name.endswith(".md")]
+
+
+@pytest.mark.slow
+def test_the_source_distribution_has_what_a_contributor_needs(tmp_path):
+    """The commands of CONTRIBUTING.md run in it, but for those that need a clone."""
+    with tarfile.open(build(tmp_path, "sdist")) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    needed = {
+        "Makefile", "noxfile.py", "mkdocs.yml", "CONTRIBUTING.md", ".ci/run", ".ci/release.py", "hatch_build.py",
+        "alembic/README.md", "docs/reference.py", "bench/__main__.py", "tests/conftest.py", "tests/faults/breaks.txt",
+    }  # fmt: skip
+    assert needed <= names
+    assert not [name for name in names if name.startswith((".venv", ".git/"))]
 
 
 @pytest.mark.slow
 def test_an_installed_wheel_migrates(wheel, tmp_path, empty_database_url):
     """`migrate` finds its revisions within the wheel, far from any checkout."""
-    zipfile.ZipFile(wheel).extractall(tmp_path)
+    zipfile.ZipFile(wheel).extractall(tmp_path)  # noqa: S202 - our own
     program = "import mailglass_reconcile, sys; from mailglass_reconcile.cli import main; "
     program += f"assert mailglass_reconcile.__file__.startswith({str(tmp_path)!r}); sys.exit(main())"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "MAILGLASS_DATABASE_URL": empty_database_url}
