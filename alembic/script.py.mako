@@ -11,7 +11,3 @@ down_revision = ${repr(down_revision)}
 
 def upgrade() -> None:
     pass
-
-
-def downgrade() -> None:
-    pass

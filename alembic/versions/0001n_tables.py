@@ -1,7 +1,7 @@
 """Our tables, and Mailglass's where there are none."""
 
 from mailglass_reconcile.store import script
-from mailglass_reconcile.store.migration.operations import execute, is_new_ledger, removal
+from mailglass_reconcile.store.migration.operations import execute, is_new_ledger
 
 revision = "0001n"
 down_revision = None
@@ -184,8 +184,3 @@ def upgrade() -> None:
         # From now on it tells that `migrate` made the tables, also if this run is interrupted.
         execute(script.steps_of_kind("function", script.MADE_HERE)["mailglass_raise_immutability"].sql)
     execute(TABLES)
-
-
-def downgrade() -> None:
-    for statement in removal():
-        execute(statement)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.apps import AppConfig
 from django.core.signals import setting_changed
-from django.db.models.signals import post_migrate
+from django.db.models.signals import post_migrate, pre_migrate
 
 from mailglass_reconcile import errors, runtime
 from mailglass_reconcile.contrib.django import project
@@ -52,6 +52,7 @@ class MailglassReconcileConfig(AppConfig):
             (pre_send, None, "signals", "on_pre_send"),
             (post_send, None, "signals", "on_post_send"),
             (tracking, None, "signals", "on_tracking"),
+            (pre_migrate, self, "migration_operations", "refuse_downgrade"),
             (post_migrate, self, "migration_operations", "install"),
         ):
             receiver = _load_on_first_use(module, name)

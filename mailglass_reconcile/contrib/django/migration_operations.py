@@ -18,7 +18,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database, project
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store.migration import runner
+from mailglass_reconcile.store.migration import preflight, runner
 from mailglass_reconcile.store.revision import REVISIONS
 
 LABEL = "mailglass_reconcile"
@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 class Migrate(Operation):
     """Run a revision of ours in the database of `MAILGLASS_DATABASE_ALIAS`; do nothing in other databases.
 
-    After the last one, functions, triggers and indexes are made, too. Backwards, the first revision removes our tables,
-    indexes and triggers; Mailglass's tables keep every row.
+    The first to run migrates to the newest revision, and makes functions, triggers and indexes. Backwards, the first
+    revision removes our tables, indexes and triggers; Mailglass's tables keep every row.
     """
 
     reduces_to_sql = True
@@ -42,35 +42,39 @@ class Migrate(Operation):
         """Change no model."""
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        """Migrate up to the revision; for `sqlmigrate`, print what the database lacks up to it."""
+        """Migrate; for `sqlmigrate`, print what the database lacks."""
         alias, collect_sql = schema_editor.connection.alias, schema_editor.collect_sql
         tell = schema_editor.collected_sql.append if collect_sql else _log
-        _run(alias, partial(runner.migrate, target=self.revision, plan=collect_sql), tell)
+        _run(alias, partial(runner.migrate, plan=collect_sql), tell)
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        """Go back to the revision before; `sqlmigrate` prints none of it."""
-        number = REVISIONS.index(self.revision)
-        step = partial(runner.downgrade, target=REVISIONS[number - 1]) if number else runner.remove
-        if not schema_editor.collect_sql:
-            _run(schema_editor.connection.alias, step, _log)
+        """Remove our objects for `zero`, which ends with the first revision; `sqlmigrate` prints none of it."""
+        if self.revision == REVISIONS[0] and not schema_editor.collect_sql:
+            _run(schema_editor.connection.alias, runner.remove, _log)
 
     def describe(self) -> str:
         """Return the line of `showmigrations --plan` and `sqlmigrate`."""
         return f"Migrate Mailglass's tables to revision {self.revision}"
 
 
-def install(*, using: str, plan: Sequence[tuple[Any, bool]] = (), **_kwargs: Any) -> None:
-    """After each of Django's migrations, restore dropped objects, up to the last revision that Django has applied.
+def refuse_downgrade(*, using: str, plan: Sequence[tuple[Any, bool]] = (), **_kwargs: Any) -> None:
+    """Before Django's first step, raise an error if it would go back to one of our revisions; `zero` may."""
+    undone = [migration for migration, is_backwards in plan if is_backwards and migration.app_label == LABEL]
+    if undone and using == project.alias() and not any(migration.initial for migration in undone):
+        raise CommandError(
+            f"{LABEL}: nothing was changed: there is no way back but `migrate {LABEL} zero`, which removes our tables."
+            f" {preflight.NO_WAY_BACK}"
+        )
 
-    After one of ours was taken back, this does nothing. If a project has disabled our migrations, as pytest's
-    `--nomigrations` does, this migrates to the last revision.
+
+def install(*, using: str, **_kwargs: Any) -> None:
+    """After each of Django's migrations, restore dropped objects, once Django has applied all of our migrations.
+
+    If a project has disabled our migrations, as pytest's `--nomigrations` does, this migrates.
     """
-    if any(is_backwards and migration.app_label == LABEL for migration, is_backwards in plan):
-        return
     names, applied = _load_names(using)
-    targets = [name.partition("_")[0] for name in sorted(names & applied)[-1:]] if names else ["head"]
-    for target in targets:
-        _run(using, partial(runner.migrate, target=target), _log)
+    if names <= applied:
+        _run(using, runner.migrate, _log)
 
 
 def _load_names(alias: str) -> tuple[set[str], set[str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -18,12 +17,13 @@ from mailglass_reconcile.store.comparison import Comparison, compare
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.engines import create_engine
 from mailglass_reconcile.store.migration import objects, operations, preflight, removal
-from mailglass_reconcile.store.migration.session import SETTINGS, Session, open_session
+from mailglass_reconcile.store.migration.session import PLAN_HEADER, Session, open_session
 
 REQUEST = "mailglass_reconcile.request"
 """The attribute of Alembic's configuration that has the request of `migrate`."""
 
-_PLAN_HEADER = "run this with `psql -v ON_ERROR_STOP=1`; if it stops, run --plan again: finished steps are left out"
+_TARGETS = {"upgrade": ("head", "heads"), "downgrade": ("base",)}
+"""The only arguments of Alembic's command."""
 
 _NONE_FOUND = (
     "creating Mailglass's tables (none found); if Mailglass itself will use this database, run its migrations first"
@@ -36,27 +36,27 @@ class Request(NamedTuple):
     Attributes:
         session: The session.
         tell: Gets a line for each step.
-        is_upgrade: True if missing revisions and objects are made; False for Alembic's other commands.
+        command: Alembic's command.
     """
 
     session: Session
     tell: Callable[[str], None]
-    is_upgrade: bool = True
+    command: str = "upgrade"
 
 
 def run(context: Any) -> None:
     """Run the command for which Alembic has loaded env.py; *context* is `alembic.context`."""
     with _request(context.config) as request:
-        if request.is_upgrade:
+        if request.command == "upgrade":
             _upgrade(context, request)
-            return
-        with request.session.connected.reading() as tx:
-            _refuse_unknown(tx.revision())
-            preflight.refuse_foreign(tx, compare(tx))
-            existing = removal.find_objects(tx)
-        request.session.require_lock()
-        context.config.attributes[operations.REMOVAL] = [sql for _, sql in removal.statements(existing)]
-        _run_revisions(context, request)
+        elif request.command == "downgrade":
+            removal.remove(request.session, request.tell, plan=context.is_offline_mode())
+        else:
+            with request.session.connected.reading() as tx:
+                _refuse_unknown(tx.revision())
+                preflight.refuse_foreign(tx, compare(tx))
+            request.session.require_lock()
+            _run_revisions(context, request)
 
 
 @contextmanager
@@ -65,21 +65,30 @@ def _request(config: Any) -> Iterator[Request]:
     if REQUEST in config.attributes:
         yield config.attributes[REQUEST]
         return
+    name = config.cmd_opts.cmd[0].__name__
+    _require_target(name, config.cmd_opts)
     settings = Settings()
     try:
         with database_errors(), open_session(create_engine(settings), settings) as session:
-            yield Request(session, click.echo, is_upgrade=config.cmd_opts.cmd[0].__name__ == "upgrade")
+            yield Request(session, click.echo, name)
     except MailglassReconcileError as error:
         raise CommandError(str(error)) from None
+
+
+def _require_target(command: str, options: Any) -> None:
+    """Raise an error unless Alembic's command is to run all revisions or to remove everything."""
+    if command in _TARGETS and options.revision.rpartition(":")[2] not in _TARGETS[command]:
+        raise CommandError(
+            "nothing was changed: only `alembic upgrade head` and `alembic downgrade base`, which removes our objects,"
+            f" are possible. {preflight.NO_WAY_BACK}"
+        )
 
 
 def _upgrade(context: Any, request: Request) -> None:
     session, tell, plan = request.session, request.tell, context.is_offline_mode()
     say = (lambda line: tell(f"-- {line}")) if plan else tell
-    target = context.get_revision_argument()
-    stops_early = target in revision.REVISIONS[:-1]
     with session.connected.reading() as tx:
-        say(describe_location(tx))
+        say(preflight.describe_location(tx))
         version = tx.revision()
         comparison = compare(tx)
         if revision.is_newer(version) and comparison.tables:
@@ -87,8 +96,7 @@ def _upgrade(context: Any, request: Request) -> None:
             return
         has_ledger = _require_usable(tx, version, comparison)
         least_days = retention.format_least_days(tx)
-        is_current = version == revision.VERSION and not comparison.curable and not least_days
-        is_done = is_current or (stops_early and version is not None and version >= target)
+        is_done = version == revision.VERSION and not comparison.curable and not least_days
         if not is_done:
             preflight.refuse_foreign(tx, comparison)
         preflight.refuse_incurable(tx, comparison)
@@ -105,20 +113,18 @@ def _upgrade(context: Any, request: Request) -> None:
     if not has_ledger:
         say(_NONE_FOUND)
     if plan:
-        tell(f"-- {_PLAN_HEADER}\n{SETTINGS.strip()}")
+        tell(PLAN_HEADER)
     context.config.attributes[operations.NEW_LEDGER] = not has_ledger
     if version != revision.VERSION:
         _run_revisions(context, request, version)
     if plan:
-        for text in () if stops_early else objects.format_plan(session, comparison.curable, least_days):
+        for text in objects.format_plan(session, comparison.curable, least_days):
             tell(text)
         return
     with session.connected.reading() as tx:
-        version = tx.revision()
         comparison = compare(tx, made_here=not has_ledger)
-    if version == revision.VERSION:
-        objects.run(session, comparison.curable, least_days, tell)
-    tell(f"done: revision {version}")
+    objects.run(session, comparison.curable, least_days, tell)
+    tell(f"done: revision {revision.VERSION}")
 
 
 def _require_usable(tx: Transaction, version: str | None, comparison: Comparison) -> bool:
@@ -150,20 +156,12 @@ def _run_revisions(context: Any, request: Request, version: str | None = None) -
 
     def tell_revision(*, step: Any, **_: Any) -> None:
         if not context.is_offline_mode():
-            request.tell(
-                f"{'' if step.is_upgrade else 'back from '}revision {step.up_revision_id}: {step.up_revision.doc}"
-            )
+            request.tell(f"revision {step.up_revision_id}: {step.up_revision.doc}")
 
     request.session.retry("run the next revision", run_all)
     request.session.connection.commit()
     if text := output.getvalue().strip():
         request.tell(text)
-
-
-def describe_location(tx: Transaction) -> str:
-    """Return the names of database and schema, as JSON, so that a name with a line break stays on its line."""
-    names = (tx.execute("SELECT current_database()::text").scalar_one(), tx.schema)
-    return "database {}, schema {}".format(*(json.dumps(name, ensure_ascii=False) for name in names))
 
 
 def _refuse_unknown(version: str | None) -> None:

@@ -12,8 +12,8 @@ from alembic import op
 
 from mailglass_reconcile.store.database import in_schema
 
-NEW_LEDGER, REMOVAL = "mailglass_reconcile.new_ledger", "mailglass_reconcile.removal"
-"""Attributes of Alembic's configuration."""
+NEW_LEDGER = "mailglass_reconcile.new_ledger"
+"""An attribute of Alembic's configuration."""
 
 
 def schema_name() -> str:
@@ -29,8 +29,3 @@ def execute(sql: str) -> None:
 def is_new_ledger() -> bool:
     """Return True if there are no tables of Mailglass's, so that the revision makes them."""
     return bool(op.get_context().config.attributes[NEW_LEDGER])  # type: ignore[union-attr]
-
-
-def removal() -> list[str]:
-    """Return the statements that remove our objects."""
-    return list(op.get_context().config.attributes[REMOVAL])  # type: ignore[union-attr]

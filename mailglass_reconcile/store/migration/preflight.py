@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError, SchemaOutdatedError, docs_url
@@ -10,6 +11,8 @@ from mailglass_reconcile.store.comparison import Comparison
 from mailglass_reconcile.store.database import Transaction, array_literal
 from mailglass_reconcile.store.location import SchemaTables
 
+NO_WAY_BACK = "An older version works on the newer schema: install it, and leave the database as it is"
+
 _ENCODING = "SELECT current_setting('server_encoding')"
 
 _FOUND_TABLES = """
@@ -17,6 +20,12 @@ SELECT c.relname::text
   FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
  WHERE n.nspname = :schema AND c.relkind IN ('r', 'p') AND c.relname = ANY (CAST(:tables AS text[]))
 """
+
+
+def describe_location(tx: Transaction) -> str:
+    """Return the names of database and schema, as JSON, so that a name with a line break stays on its line."""
+    names = (tx.execute("SELECT current_database()::text").scalar_one(), tx.schema)
+    return "database {}, schema {}".format(*(json.dumps(name, ensure_ascii=False) for name in names))
 
 
 def require_usable_schema(tx: Transaction, version: str | None) -> bool:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.rules.humanize import pluralize
-from mailglass_reconcile.store import schema, script
-from mailglass_reconcile.store.database import Transaction, array_literal
+from mailglass_reconcile.store import revision, schema, script
+from mailglass_reconcile.store.comparison import compare
+from mailglass_reconcile.store.database import Transaction, array_literal, in_schema
+from mailglass_reconcile.store.migration import preflight
+from mailglass_reconcile.store.migration.session import PLAN_HEADER, Session
 
 DROP_TABLES = """
 DROP TABLE {schema}.mailglass_deliveries, {schema}.mailglass_events, {schema}.mailglass_webhook_events;
@@ -60,18 +64,58 @@ def find_objects(tx: Transaction) -> list[RemovableObject]:
     return [RemovableObject(*row) for row in tx.execute(_OBJECTS, parameters)]
 
 
-def statements(objects: Sequence[RemovableObject]) -> list[tuple[str, str]]:
-    """Return the statements that drop *objects* but the version table, with titles; triggers go with functions."""
+def statements(objects: Sequence[RemovableObject], *, tables: bool) -> list[tuple[str, str]]:
+    """Return the statements that drop *objects*, with titles; triggers go with functions, the version table is last."""
     names: dict[str, list[str]] = {"function": [], "index": [], "table": []}
     for found in objects:
         names[found.kind].append(found.name)
     functions = "\n".join(f"DROP FUNCTION IF EXISTS {name} CASCADE;" for name in names["function"])
-    tables = ", ".join(f"{{schema}}.{name}" for name in names["table"] if name != schema.VERSION_TABLE)
+    our_tables = ", ".join(f"{{schema}}.{name}" for name in names["table"] if name != schema.VERSION_TABLE)
+    drop_version = f"DROP TABLE IF EXISTS {{schema}}.{schema.VERSION_TABLE};"
     return [
         *([("drop our triggers and functions", functions)] if functions else []),
         *((f"drop the index {name}", f"DROP INDEX IF EXISTS {{schema}}.{name};") for name in names["index"]),
-        *([("drop our tables", f"DROP TABLE IF EXISTS {tables};")] if tables else []),
+        *([("drop our tables", f"DROP TABLE IF EXISTS {our_tables};")] if our_tables else []),
+        *([("drop the version table", drop_version)] if objects else []),
+        *([("drop deliveries, events and raw webhooks", DROP_TABLES)] if tables else []),
     ]
+
+
+def remove(session: Session, tell: Callable[[str], None], *, tables: bool = False, plan: bool = False) -> None:
+    """Remove our objects, with *tables* Mailglass's too if `migrate` made them; with *plan*, print the SQL for psql."""
+    with session.connected.reading() as tx:
+        location = preflight.describe_location(tx)
+        tell(f"-- {location}" if plan else location)
+        preflight.refuse_foreign(tx, compare(tx))
+        objects = find_objects(tx)
+        version = tx.revision()
+        if version and revision.is_later_release(version):
+            raise DatabaseRefusedError(f"{revision.find_mismatch(version)}; nothing was changed")
+        if tables:
+            refuse_to_drop(tx)
+    steps = statements(objects, tables=tables)
+    if plan:
+        tell(PLAN_HEADER)
+        for title, sql in steps:
+            tell(f"-- {title}\nBEGIN;\n{in_schema(sql, session.settings.database_schema).strip()}\nCOMMIT;")
+        return
+    if not steps:
+        tell("nothing to do: there is nothing to remove")
+        return
+    session.require_lock()
+    for title, sql in steps:
+        tell(title)
+        session.run(title, sql)
+    tell("done: our tables, indexes and triggers are removed")
+
+
+def refuse_to_drop(tx: Transaction) -> None:
+    """Raise an error if Mailglass's own migrations made its tables."""
+    if schema.is_made_by_mailglass(tx):
+        raise DatabaseRefusedError(
+            f"nothing was changed: `migrate` did not make the tables of schema {tx.schema}, so it does not drop them."
+            " Run it without --tables, which leaves them"
+        )
 
 
 def describe_removal(tx: Transaction, *, tables: bool = False) -> list[str]:

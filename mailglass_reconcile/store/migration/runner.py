@@ -12,11 +12,11 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from mailglass_reconcile.errors import DatabaseRefusedError, database_errors, with_local_names
+from mailglass_reconcile.errors import database_errors, with_local_names
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import location, revision, schema, script
+from mailglass_reconcile.store import location, revision, script
 from mailglass_reconcile.store.comparison import compare
-from mailglass_reconcile.store.database import Database, Transaction
+from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.migration import environment, preflight, removal
 from mailglass_reconcile.store.migration.session import open_session
 
@@ -27,7 +27,6 @@ def migrate(
     tell: Callable[[str], None],
     *,
     plan: bool = False,
-    target: str = "head",
 ) -> None:
     """Migrate the database to this version's schema; change nothing if it is up to date, or newer.
 
@@ -36,25 +35,18 @@ def migrate(
         settings: The settings.
         tell: Gets a line for each step.
         plan: Print the steps as SQL for psql, with everything else in comments, and change nothing.
-        target: The revision to stop at.
     """
     with _alembic(engine, settings, tell) as config:
-        command.upgrade(config, target, sql=plan)
-
-
-def downgrade(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], target: str) -> None:
-    """Run the `downgrade` of each revision after *target*, the newest first."""
-    with _alembic(engine, settings, tell, is_upgrade=False) as config:
-        command.downgrade(config, target)
+        command.upgrade(config, "head", sql=plan)
 
 
 @contextmanager
-def _alembic(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], **options: bool) -> Iterator[Config]:
+def _alembic(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -> Iterator[Config]:
     """Yield Alembic's configuration with a session that holds the lock, also for other threads of this process."""
     config = Config()
     config.set_main_option("script_location", str(script.find_folder()).replace("%", "%%"))
     with database_errors(), open_session(engine, settings) as session:
-        config.attributes[environment.REQUEST] = environment.Request(session, tell, **options)
+        config.attributes[environment.REQUEST] = environment.Request(session, tell)
         yield config
 
 
@@ -86,7 +78,7 @@ def describe_removal(engine: sa.Engine, settings: Settings, *, tables: bool = Fa
     with database_errors(), Database(engine, settings).reading() as tx:
         preflight.refuse_foreign(tx, compare(tx))
         if tables:
-            _refuse_to_drop(tx)
+            removal.refuse_to_drop(tx)
         return [with_local_names(line) for line in removal.describe_removal(tx, tables=tables)]
 
 
@@ -96,33 +88,4 @@ def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *
     With *tables*, deliveries, events and raw webhooks are dropped too, if `migrate` made them.
     """
     with database_errors(), open_session(engine, settings) as session:
-        with session.connected.reading() as tx:
-            tell(environment.describe_location(tx))
-            preflight.refuse_foreign(tx, compare(tx))
-            objects = removal.find_objects(tx)
-            version = tx.revision()
-            if version and revision.is_later_release(version):
-                raise DatabaseRefusedError(f"{revision.find_mismatch(version)}; nothing was changed")
-            if tables:
-                _refuse_to_drop(tx)
-        if not (objects or tables):
-            tell("nothing to do: there is nothing to remove")
-            return
-        session.require_lock()
-        steps = removal.statements(objects)
-        if objects:
-            steps.append(("drop the version table", f"DROP TABLE IF EXISTS {{schema}}.{schema.VERSION_TABLE}"))
-        if tables:
-            steps.append(("drop deliveries, events and raw webhooks", removal.DROP_TABLES))
-        for title, sql in steps:
-            tell(title)
-            session.run(title, sql)
-        tell("done: our tables, indexes and triggers are removed")
-
-
-def _refuse_to_drop(tx: Transaction) -> None:
-    if schema.is_made_by_mailglass(tx):
-        raise DatabaseRefusedError(
-            f"nothing was changed: `migrate` did not make the tables of schema {tx.schema}, so it does not drop them."
-            " Run it without --tables, which leaves them"
-        )
+        removal.remove(session, tell, tables=tables)

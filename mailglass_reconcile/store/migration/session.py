@@ -32,6 +32,12 @@ SET lock_timeout = '{LOCK_TIMEOUT_MS}ms';
 """
 """The settings of the session. Alembic's own statements do not qualify Postgres's types and operators."""
 
+PLAN_HEADER = f"""
+-- run this with `psql -v ON_ERROR_STOP=1`; if it stops, run --plan again: finished steps are left out
+{SETTINGS.strip()}
+""".strip()
+"""How a plan for psql begins."""
+
 PATIENT = "SET lock_timeout = 0"
 """For what waits without making writers wait: a concurrent build."""
 IMPATIENT = f"SET lock_timeout = '{LOCK_TIMEOUT_MS}ms'"

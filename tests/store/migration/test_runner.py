@@ -595,7 +595,7 @@ def test_a_revision_that_this_version_cannot_know_is_refused_by_every_way(unmigr
     before = database.objects()
     places = {"MAILGLASS_DATABASE_URL": database.settings.database_url.get_secret_value(),
               "MAILGLASS_DATABASE_SCHEMA": database.settings.database_schema}  # fmt: skip
-    for arguments in (["upgrade", "head"], ["downgrade", "base"]):
+    for arguments in (["upgrade", "head"], *([["downgrade", "base"]] if version.isdigit() else [])):
         result = processes.run(["-m", "alembic", *arguments], {**os.environ, **places})
         assert result.returncode != 0
         [line] = [line for line in result.stdout.splitlines() if line.startswith("FAILED")]

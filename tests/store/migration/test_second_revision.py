@@ -49,10 +49,6 @@ down_revision = "VERSION"
 def upgrade() -> None:
     op.add_column("mailglass_open_orphans", sa.Column("priority", sa.SmallInteger()), schema=schema_name())
     execute("UPDATE {schema}.mailglass_open_orphans SET priority = 1 WHERE rank IS NULL")
-
-
-def downgrade() -> None:
-    op.drop_column("mailglass_open_orphans", "priority", schema=schema_name())
 '''.replace("NEXT", NEXT).replace("VERSION", VERSION)
 
 INDEX = """
@@ -367,29 +363,53 @@ def test_all_ways_at_once_end_well(empty_database_url, next_version):
     assert next_version.run(database, *COMMAND, "--check") == f"at revision {NEXT}\n"
 
 
-def test_alembic_s_own_command_goes_back_one_revision(empty_database_url, next_version):
-    """The revision's `downgrade` is its author's; then the version before finds its own schema."""
+DOWNGRADE = ("-m", "alembic", "downgrade")
+REMOVED: dict[str, Callable[[NextVersion, Installation], object]] = {
+    "command": lambda version, database: version.run(database, *COMMAND, "--remove", "--yes"),
+    "alembic": lambda version, database: version.run(database, *DOWNGRADE, "base"),
+    "django": lambda version, database: version.run(database, "-c", MANAGE, "mailglass_reconcile", "zero"),
+    "alembic --sql": lambda version, database: version.psql(database, *DOWNGRADE, f"{NEXT}:base", "--sql"),
+}
+
+
+@pytest.mark.parametrize("way", REMOVED)
+def test_each_way_removes_the_objects_of_all_revisions(empty_database_url, next_version, way):
+    """Mailglass's tables are as they were, and a migration makes everything again."""
     database = live(empty_database_url)
-    database.migrate()
     before = database.objects()
+    next_version.run(database, "-c", MANAGE)
+    rows = database.rows()
+    REMOVED[way](next_version, database)
+    assert lines_of_ours(database.objects()) == set()
+    assert before <= database.objects()
+    assert database.rows() == rows
     next_version.run(database, *COMMAND)
-    next_version.run(database, "-m", "alembic", "downgrade", VERSION)
-    assert "priority" not in columns(database)
-    database.run("DROP FUNCTION mailglass_reconcile_credible_v2")
-    assert database.objects() == before
-    assert database.is_current()
+    assert next_version.run(database, *COMMAND, "--check") == f"at revision {NEXT}\n"
 
 
-def test_django_goes_back_one_revision_and_stays_there(empty_database_url, next_version):
-    """Its hook, which repairs after each `migrate`, goes no further than what Django has applied."""
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (*DOWNGRADE, VERSION),
+        (*DOWNGRADE, "-1"),
+        (*DOWNGRADE, f"{NEXT}:{VERSION}", "--sql"),
+        ("-m", "alembic", "upgrade", VERSION),
+        ("-c", MANAGE, "mailglass_reconcile", VERSION),
+    ],
+    ids=lambda arguments: " ".join(arguments[1:]).replace(MANAGE, "django"),
+)
+def test_no_way_leads_back_to_an_older_revision(empty_database_url, next_version, arguments):
+    """Triggers of the newer version would name a column that is gone, and stop every writer."""
     database = live(empty_database_url)
     next_version.run(database, "-c", MANAGE)
-    for arguments in (["mailglass_reconcile", VERSION], ["contenttypes"]):
-        next_version.run(database, "-c", MANAGE, *arguments)
-        assert database.values("SELECT version_num FROM mailglass_reconcile_version") == [VERSION]
-        assert "priority" not in columns(database)
-    next_version.run(database, "-c", MANAGE)
+    before = database.objects()
+    with next_version.start(database, *arguments) as process:
+        assert process.wait() != 0
+        assert "An older version works on the newer schema" in process.output.strip().splitlines()[-1]
+    assert database.objects() == before
     assert next_version.run(database, *COMMAND, "--check") == f"at revision {NEXT}\n"
+    applied = "SELECT count(*) FROM django_migrations WHERE app = 'mailglass_reconcile'"
+    assert database.values(applied) == [2]
 
 
 def test_a_function_with_other_arguments_is_refused_before_anything_is_changed(empty_database_url):
