@@ -10,6 +10,8 @@ from typing import Any
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
+from mailglass_reconcile import __version__
+
 ROOT = Path(__file__).parents[1]
 GENERATED = {"index.md": "README.md", "changelog.md": "CHANGELOG.md", "ses.md": "examples/ses/README.md"}
 LOADED = re.compile(r"""<(?:script|img|iframe|link rel="stylesheet")[^>]* (?:src|href)="(?:https?:)?//[^"]*""")
@@ -31,8 +33,8 @@ def on_page_markdown(markdown: str, **_kwargs: Any) -> str:
 
 
 def addressed(rules: str, address: str) -> str:
-    """Return alert rules whose `runbook_url` are whole addresses, if the project has one."""
-    full_address = f"runbook_url: {address.rstrip('/')}/blob/main/docs/"
+    """Return alert rules whose `runbook_url` lead to this version's tag, if the project has an address."""
+    full_address = f"runbook_url: {address.rstrip('/')}/blob/v{__version__}/docs/"
     return rules.replace("runbook_url: docs/", full_address) if address else rules
 
 
