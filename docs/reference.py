@@ -112,7 +112,7 @@ DATA = {
     "webhook_reader": "`webhook_reader(name, read=…, verify=…)` registers [your own provider](own-provider.md). The name has 1"
     " to 64 lower-case letters, digits, `-` and `_`.",
     "make_beat_schedule": "`make_beat_schedule()` returns new entries for an app's `beat_schedule`, with"
-    " [options](sweeps.md#celery). Without Celery, it logs one warning and returns an empty dict.",
+    " [options](celery.md#add-it-to-your-app). Without Celery, it logs one warning and returns an empty dict.",
     "Subscription": "The iterator that `subscribe` returns. `close()` ends the iteration and closes the connection, from any"
     " thread or a signal handler.",
     "AsyncSubscription": "The same for `subscribe_async`, with `aclose()` from any task of the event loop.",
@@ -682,8 +682,8 @@ def _described(docstring: str) -> Iterator[str]:
 
 
 GUIDES = {
-    "sweep": "sweeps.md",
-    "follow": "sweeps.md#follow-as-a-process",
+    "sweep": "celery.md",
+    "follow": "celery.md#follow-as-a-process",
     "migrate": "upgrading.md",
     "status": "trouble.md#is-everything-all-right",
     "find": "trouble.md#from-an-address-to-an-answer",
@@ -694,8 +694,8 @@ GUIDES = {
     "link": "trouble.md#link-it-manually",
     "listen": "live-updates.md",
     "dispatch": "handlers.md",
-    "receive": "receiving.md#as-a-process",
-    "trigger": "receiving.md#try-it-on-localhost",
+    "receive": "record-and-receive.md#as-a-process",
+    "trigger": "record-and-receive.md#try-it-on-localhost",
     "rekey": "own-provider.md",
     "serve": "dashboard.md",
 }

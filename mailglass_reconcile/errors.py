@@ -65,7 +65,7 @@ def docs_url(name: str) -> str:
     """Return the address of a page of the documentation, or its file if the package has no address.
 
     Args:
-        name: The page and its heading, such as `roles.md` or `redis.md#your-own-client`.
+        name: The page and its heading, such as `roles.md` or `celery.md#your-own-client`.
     """
     with suppress(metadata.PackageNotFoundError):
         for url in metadata.metadata("mailglass-reconcile").get_all("Project-URL") or ():

@@ -77,7 +77,7 @@ def async_client(client: redis.Redis) -> redis.asyncio.Redis:
     if not isinstance(client, redis.Redis):
         raise ConfigurationError(
             f"subscribing needs a redis.Redis, not a {type(client).__name__}: see"
-            f" {docs_url('redis.md#your-own-client')}"
+            f" {docs_url('celery.md#your-own-client')}"
         )
     sync_pool: Any = client.connection_pool
     if not isinstance(sync_pool, redis.sentinel.SentinelConnectionPool):

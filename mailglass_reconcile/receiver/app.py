@@ -74,7 +74,7 @@ def webhook_app(
 ) -> Receiver:
     """Return an ASGI application that receives `POST /…/{provider}`: verify, parse, record, commit, and then 200.
 
-    `docs/receiving.md` lists its status codes and lines of the log.
+    `docs/record-and-receive.md` lists its status codes and lines of the log.
 
     Args:
         engine: A SQLAlchemy engine on psycopg, best with a pool of eight connections; None is the one of `configure`,

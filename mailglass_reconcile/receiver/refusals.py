@@ -53,8 +53,8 @@ class Refusal(NamedTuple):
 def refusal(provider: str, error: Exception) -> Refusal:
     """Return the response to a webhook that was not recorded, and log the cause once a minute; it never raises.
 
-    It has the status of `docs/receiving.md#status-codes`: an error of your own gets 503, so that the provider sends the
-    webhook again.
+    It has the status of `docs/record-and-receive.md#status-codes`: an error of your own gets 503, so that the
+    provider sends the webhook again.
 
     Args:
         provider: The provider's name as it came, such as the last part of the request's path.

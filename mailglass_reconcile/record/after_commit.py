@@ -133,8 +133,8 @@ def broadcast(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
     """Publish what was recorded, and link what overlapping transactions could not see. Call this after your commit.
 
     A Session does this itself when it commits, unless it joined your transaction
-    (`docs/recording.md#call-broadcast-after-your-commit`). It returns immediately and never raises: a background thread
-    does the work.
+    (`docs/record-and-receive.md#call-broadcast-after-your-commit`). It returns immediately and never raises: a
+    background thread does the work.
 
     Args:
         recorded: The result of `record_webhook`, `record_send`, `receive` or `link`.

@@ -35,7 +35,7 @@ ENDLESS = re.compile(r"mailglass-reconcile (listen|follow|receive|serve)|celery 
 CODES = {
     ("doctor.md", "mailglass-reconcile doctor"): 1,
     ("doctor.md", "mailglass-reconcile sweep"): 1,
-    ("deploy.md", "mailglass-reconcile doctor"): 1,  # there is no worker
+    ("production.md", "mailglass-reconcile doctor"): 1,  # there is no worker
 }
 """Commands that the pages show failing; any other must end with 0."""
 
@@ -49,7 +49,7 @@ def console(name: str) -> list[pages.Block]:
     return [block for block in result if block.language == "console" and not block.not_run]
 
 
-STORIES = {"README.md", "python.md", "django.md", "with-mailglass.md"}
+STORIES = {"README.md", "fastapi.md", "django.md", "with-mailglass.md"}
 PAGES = [page.name for page in pages.PAGES if page.name not in STORIES and console(page.name)]
 
 

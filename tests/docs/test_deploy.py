@@ -150,7 +150,9 @@ def test_prometheus_scrapes_ports_that_are_open():
 
 
 INGRESS, POD_MONITOR = (
-    yaml.safe_load(block.text) for block in pages.blocks(pages.ROOT / "docs" / "deploy.md") if block.language == "yaml"
+    yaml.safe_load(block.text)
+    for block in pages.blocks(pages.ROOT / "docs" / "kubernetes.md")
+    if block.language == "yaml"
 )
 """What the page gives to paste."""
 
@@ -203,7 +205,7 @@ def test_the_page_has_the_connections_of_all_objects_together():
         + replicas["mailglass-receive"] * (app.THREADS + 1)
         + replicas["mailglass-web"] * serve.CONNECTIONS
     )
-    assert f"at most {total} [connections]" in PAGES["deploy.md"]
+    assert f"at most {total} [connections]" in PAGES["kubernetes.md"]
 
 
 def test_a_worker_that_exits_at_its_start_stops_a_rollout():
@@ -228,7 +230,7 @@ def test_the_providers_that_soon_stop_repeating_are_named(name, retries):
     (block,) = re.findall(rf"^## {record.title}$.*?(?=^## |\Z)", PAGES["providers.md"], re.M | re.S)
     assert "- **retries**: " in block
     assert retries in block
-    (exceptions,) = re.findall(r"most providers\s+\[repeat.*?\n- ", PAGES["deploy.md"], re.DOTALL)
+    (exceptions,) = re.findall(r"most providers\s+\[repeat.*?\n- ", PAGES["kubernetes.md"], re.DOTALL)
     assert record.title in exceptions
     assert "Brevo" in exceptions
 
@@ -244,7 +246,7 @@ def test_pages_alerts_and_dashboard_name_metrics_and_tables_that_exist():
 
 def test_the_page_makes_the_secret_that_the_manifests_read():
     """One command does it, with a file for each key."""
-    text = (pages.ROOT / "docs" / "deploy.md").read_text()
+    text = (pages.ROOT / "docs" / "kubernetes.md").read_text()
     (command,) = re.findall(r"^ *\$ kubectl create secret .*", text, re.M)
     assert set(re.findall(r"--from-file=([\w-]+)", command)) == SECRETS
     mounted = {

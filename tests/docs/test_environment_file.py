@@ -14,7 +14,7 @@ from mailglass_reconcile.settings import ENV_PREFIX, Settings
 pytestmark = pytest.mark.version_independent
 
 [FILE] = [
-    block.text for block in pages.blocks(pages.ROOT / "docs" / "deploy.md") if block.text.startswith("MAILGLASS_")
+    block.text for block in pages.blocks(pages.ROOT / "docs" / "production.md") if block.text.startswith("MAILGLASS_")
 ][:1]
 SHOW = f"{sys.executable} -c 'import json, os; print(json.dumps(dict(os.environ)))'"
 AWKWARD = [
@@ -25,7 +25,7 @@ AWKWARD = [
 
 
 def read_by_shell(file: Path) -> dict[str, str]:
-    """Return the environment of a command that loads the file as docs/deploy.md does: with `set -a` and `.`."""
+    """Return the environment of a command that loads the file as docs/production.md does: with `set -a` and `.`."""
     line = f"set -a; . {file}; {SHOW}"
     result = processes.run(["sh", "-c", line], {"PATH": "/usr/bin:/bin"})
     return {name: value for name, value in json.loads(result.stdout).items() if name.startswith(ENV_PREFIX)}

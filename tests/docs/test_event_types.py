@@ -57,7 +57,7 @@ def test_the_block_of_a_provider_has_each_type_of_its_documented_payloads(provid
     assert {event.type for event in documented} <= reported(provider)
 
 
-@pytest.mark.parametrize("page", ["recording.md", "handlers.md", "django.md", "trouble.md", "order-status.md"])
+@pytest.mark.parametrize("page", ["record-and-receive.md", "handlers.md", "django.md", "trouble.md", "order-status.md"])
 def test_a_page_that_names_types_links_to_their_meaning(page):
     """A reader of `deferred` is one click away from its meaning."""
     assert "](event-types.md" in (pages.ROOT / "docs" / page).read_text()

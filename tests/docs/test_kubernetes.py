@@ -22,7 +22,7 @@ from processes import Process
 
 pytestmark = pytest.mark.slow
 
-PAGE = pages.ROOT / "docs" / "deploy.md"
+PAGE = pages.ROOT / "docs" / "kubernetes.md"
 MANIFESTS = PAGE.parent / "deploy" / "kubernetes.yml"
 ROLES = ("mailglass_worker", "mailglass_sweeper", "mailglass_dispatcher", "mailglass_recorder", "mailglass_reader")
 MOUNTED = "/run/secrets/mailglass"
@@ -176,7 +176,8 @@ def test_kubernetes_from_the_readme_to_a_recorded_webhook(
     empty_database_url: str, redis_url: str, tmp_path: Path, server_roles: Callable[..., None]
 ) -> None:
     """It covers roles, Secret, migration, grants, all processes, the doctor, an upgrade, and a linked webhook."""
-    assert "docs/deploy.md" in pages.links(pages.README)
+    assert "docs/production.md" in pages.links(pages.README)
+    assert "kubernetes.md" in pages.links(PAGE.with_name("production.md"))
     url = make_url(empty_database_url)
     server_roles(empty_database_url, *ROLES, "mailglass_owner")
     places = {
@@ -189,7 +190,7 @@ def test_kubernetes_from_the_readme_to_a_recorded_webhook(
         "kubectl get secret mailglass -o jsonpath='{.data.owner-url}' | base64 -d": "cat secrets/owner-url",
     }
     with Cluster(tmp_path, places) as cluster:
-        for block in pages.chapter(PAGE, "Kubernetes"):
+        for block in pages.blocks(PAGE):
             if block.language == "console" and not block.not_run.startswith("it needs"):
                 for command in pages.commands_with_output(block):
                     printed = cluster.run(command.text)

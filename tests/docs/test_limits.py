@@ -58,7 +58,7 @@ def test_the_page_lists_the_providers_whose_signatures_may_be_of_any_age():
 
 def test_the_page_names_the_connections_of_a_receiver_and_of_a_dashboard():
     assert (app.THREADS + 1, serve.CONNECTIONS) == (9, 8)
-    assert "nine for a receiver, eight for the dashboard" in PAGES["deploy.md"]
+    assert "nine for a receiver, eight for the dashboard" in PAGES["production.md"]
 
 
 def test_the_waits_before_a_failed_job_runs_again_are_those_of_the_page():
@@ -76,13 +76,13 @@ def test_the_waits_before_a_failed_job_runs_again_are_those_of_the_page():
 def test_the_entries_of_beat_run_and_expire_as_the_page_says():
     """They run every five minutes, daily at 03:00 UTC, and every ten seconds; the queues are the bundled app's."""
     entries = {entry["task"].rpartition(".")[2]: entry for entry in schedule.beat_schedule.values()}
-    assert "a sweep every five minutes, a prune daily at 03:00 UTC" in PAGES["sweeps.md"]
+    assert "a sweep every five minutes, a prune daily at 03:00 UTC" in PAGES["celery.md"]
     assert (thresholds.SWEEP_INTERVAL_SECONDS, schedule.DISPATCH_SECONDS) == (300, 10)
     assert entries["dispatch"]["schedule"] == schedule.DISPATCH_SECONDS
     text = "A queued sweep expires after five minutes, a dispatch after one minute, a prune after an hour"
-    assert text in PAGES["redis.md"]
+    assert text in PAGES["celery.md"]
     assert (schedule.DISPATCH_EXPIRES_SECONDS, schedule.PRUNE_EXPIRES_SECONDS) == (60, 3_600)
-    queues = set(re.findall(r"`(mailglass_\w+)`", PAGES["redis.md"].partition("three durable queues")[2][:200]))
+    queues = set(re.findall(r"`(mailglass_\w+)`", PAGES["celery.md"].partition("three durable queues")[2][:200]))
     assert queues == {queue.name for queue in celery.app.conf.task_queues}
 
 
@@ -92,7 +92,7 @@ def test_each_process_listens_on_the_port_of_the_page():
         name: {option.name: option.default for option in commands.SUBCOMMANDS[name].params}
         for name in ("receive", "serve")
     }
-    assert "listens on 127.0.0.1:8081 (`--host`, `--port`)" in PAGES["receiving.md"]
+    assert "listens on 127.0.0.1:8081 (`--host`, `--port`)" in PAGES["record-and-receive.md"]
     assert "serving on http://127.0.0.1:8080/" in PAGES["dashboard.md"]
     assert {name: (values["host"], values["port"]) for name, values in defaults.items()} == {
         "receive": ("127.0.0.1", 8081),
@@ -103,7 +103,7 @@ def test_each_process_listens_on_the_port_of_the_page():
 def test_the_exit_codes_are_those_of_the_pages():
     """They are those of usage errors and interruptions; another test checks each command's."""
     assert "0 ok, 1 partial or failed, 2 wrong usage, 130 interrupted" in PAGES["command-line.md"]
-    assert "0 (ok), 1 (partial or failed" in PAGES["deploy.md"]
+    assert "0 (ok), 1 (partial or failed" in PAGES["production.md"]
     assert (click.UsageError.exit_code, cli.INTERRUPTED) == (2, 130)
 
 
@@ -193,7 +193,7 @@ def test_the_roles_of_the_pages_are_those_with_privileges():
     names = {role.name for role in privileges.ROLES}
     table = set(re.findall(r"^\| `(mailglass_\w+)` \|", (pages.ROOT / "docs/roles.md").read_text(), re.MULTILINE))
     assert table == names
-    for page in ("roles.md", "deploy.md"):
+    for page in ("roles.md", "kubernetes.md"):
         created = set(re.findall(r"CREATE ROLE (mailglass_\w+)", PAGES[page]))
         assert created - {"mailglass_owner", "mailglass_worker"} <= names
 

@@ -12,7 +12,9 @@ from mailglass_reconcile.store import privileges
 
 pytestmark = pytest.mark.version_independent
 
-(STATEMENT,) = [block.text for block in pages.blocks(pages.ROOT / "docs" / "receiving.md") if block.language == "sql"]
+(STATEMENT,) = [
+    block.text for block in pages.blocks(pages.ROOT / "docs" / "record-and-receive.md") if block.language == "sql"
+]
 
 
 def receive(db) -> None:

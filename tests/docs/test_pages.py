@@ -29,12 +29,12 @@ READERS = {
     "api.md": "engine",
     "order-status.md": "call_postmark",
     "own-provider.md": "",
-    "receiving.md": "app engine provider body headers",
+    "record-and-receive.md": "app engine provider body headers postmark async_engine address when webhook_id"
+    " message_id",
     "providers.md": "engine to message domain ses brevo mailersend mailgun mailjet mailtrap"
     " mandrill postal postmark resend scaleway sendgrid sparkpost unisender_go azure smtp2go zeptomail",
-    "python.md": "answer to engine AsyncSession",
-    "recording.md": "postmark engine async_engine address when webhook_id message_id",
-    "redis.md": "app",
+    "fastapi.md": "answer to engine AsyncSession",
+    "celery.md": "app",
     "tenants.md": "app",
     "upgrading.md": "context connection metadata",
 }
@@ -150,7 +150,7 @@ def test_every_page_that_the_package_names_exists():
                 for node in ast.walk(ast.parse(path.read_text()))
                 if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "docs_url"
             }
-    assert {"docs/roles.md", "docs/redis.md#your-own-client", "docs/doctor.md#reports"} <= named
+    assert {"docs/roles.md", "docs/celery.md#your-own-client", "docs/doctor.md#reports"} <= named
     for target in named:
         name, _, anchor = target.partition("#")
         assert (pages.ROOT / name).exists(), target
@@ -172,7 +172,7 @@ def test_the_cron_lines_pass_the_settings_of_their_file_to_the_command(db, tmp_p
     file.write_text(
         "".join(f"{name}='{value}'\n" for name, value in settings_of_test.items() if name.startswith("MAILGLASS_"))
     )
-    lines = re.findall(r"^\S+ +\S+ +\* +\* +\* +app +(.*)$", (DOCS / "deploy.md").read_text(), re.MULTILINE)
+    lines = re.findall(r"^\S+ +\S+ +\* +\* +\* +app +(.*)$", (DOCS / "production.md").read_text(), re.MULTILINE)
     names = [re.findall(r"mailglass-reconcile (\w+)", line) for line in lines]
     assert names == [["sweep"], ["dispatch"], ["prune"], ["status"]]
 
@@ -205,7 +205,7 @@ def test_every_command_with_beat_keeps_the_schedule_in_memory():
 def test_the_snippets_for_async_code_are_those_of_the_example():
     """They record with an AsyncSession, and stream to a browser."""
     for heading, page, name in (
-        ("With an AsyncSession", "python.md", "shop.py"), ("In a browser", "live-updates.md", "updates.py")
+        ("With an AsyncSession", "fastapi.md", "shop.py"), ("In a browser", "live-updates.md", "updates.py")
     ):  # fmt: skip
         (block,) = [item for item in pages.section(DOCS / page, heading) if item.language == "python"]
         texts = {line.strip() for line in (pages.ROOT / "examples/fastapi" / name).read_text().split("\n")}

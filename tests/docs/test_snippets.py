@@ -29,25 +29,25 @@ PATIENCE = 60
 ELSEWHERE = {
     ("README.md", "console"): "test_stories.py",
     ("README.md", "python"): "test_stories.py",
-    ("python.md", "python"): "test_stories.py; those for async code stand in the example (test_pages.py)",
+    ("fastapi.md", "python"): "test_stories.py; those for async code stand in the example (test_pages.py)",
     ("live-updates.md", "python"): "test_live_updates.py",
     ("order-status.md", "python"): "test_order_status.py",
     ("order-status.md", "sql"): "test_order_status.py",
-    ("receiving.md", "sql"): "test_other_languages.py",
+    ("record-and-receive.md", "sql"): "test_other_languages.py",
     ("own-provider.md", "python"): "test_own_provider.py",
     ("testing.md", "python"): "testing/test_plugin.py",
     ("upgrading.md", "sql"): "store/migration/test_removal.py",
     ("with-mailglass.md", "sql"): "ops/checks/test_mailglass.py",
     ("with-mailglass.md", "console"): "test_stories.py",
     ("with-mailglass.md", "cron"): "test_stories.py",
-    ("recipes.md", "sql"): "by the snippets of the page, below",
+    ("moving-here.md", "sql"): "by the snippets of the page, below",
     ("handlers.md", "sql"): "by the snippets of the page, below",
     ("performance.md", "sql"): "by the test of queries and settings for sizing, below",
     ("personal-data.md", "sql"): "by the test of an export, below",
-    ("deploy.md", "cron"): "test_pages.py",
-    ("deploy.md", "yaml"): "test_deploy.py",
-    ("deploy.md", "nginx"): "receiver/test_nginx.py",
-    ("deploy.md", "text"): "stories/test_redis_servers.py",
+    ("production.md", "cron"): "test_pages.py",
+    ("production.md", "nginx"): "receiver/test_nginx.py",
+    ("kubernetes.md", "yaml"): "test_deploy.py",
+    ("kubernetes.md", "text"): "stories/test_redis_servers.py",
     ("monitoring.md", "yaml"): "monitoring/test_files.py",
 }
 """Blocks that another test runs."""
@@ -57,11 +57,11 @@ NOT_RUN = {
     ("README.md", "the table is the reader's"),
     ("README.md", "it needs Docker"),
     ("with-mailglass.md", "it needs Docker; tests/cli/test_follow.py runs `follow`"),
-    ("deploy.md", "it needs a registry"),
-    ("deploy.md", "it needs a cluster"),
-    ("deploy.md", "no Caddy is installed here"),
-    ("deploy.md", "no systemd is running here; a test reads the units"),
-    ("deploy.md", "tests/docs/test_kubernetes.py follows these steps"),
+    ("kubernetes.md", "it needs a registry"),
+    ("kubernetes.md", "it needs a cluster"),
+    ("production.md", "no Caddy is installed here"),
+    ("production.md", "no systemd is running here; a test reads the units"),
+    ("kubernetes.md", "tests/docs/test_kubernetes.py follows these steps"),
     ("roles.md", "tests/stories/test_grants.py runs the file"),
     ("roles.md", "roles belong to a whole server; tests/docs/test_kubernetes.py creates them"),
     ("live-updates.md", "the example with FastAPI is; tests/pubsub/test_subscriber_async.py has these lines too"),
@@ -72,11 +72,11 @@ NOT_RUN = {
     ("upgrading.md", "tests/contrib/django/test_migration_operations.py follows these steps in a project"),
     ("backup.md", "no such servers here; tests/store/test_engines.py has a primary and a stopped server"),
     ("performance.md", "it takes half an hour"),
-    ("receiving.md", "it needs a receiver that is running"),
-    ("redis.md", "no PgBouncer listens there; tests/cli/test_follow.py and tests/faults start their own"),
-    ("redis.md", "it needs a RabbitMQ; `make rabbitmq` runs the tests of the Celery modules on one"),
-    ("redis.md", "no such server here; tests/stories/test_redis_servers.py has one with its own CA"),
-    ("redis.md", "no such servers here; tests/stories/test_redis_servers.py has its own Sentinels"),
+    ("record-and-receive.md", "it needs a receiver that is running"),
+    ("production.md", "no PgBouncer listens there; tests/cli/test_follow.py and tests/faults start their own"),
+    ("celery.md", "it needs a RabbitMQ; `make rabbitmq` runs the tests of the Celery modules on one"),
+    ("celery.md", "no such server here; tests/stories/test_redis_servers.py has one with its own CA"),
+    ("celery.md", "no such servers here; tests/stories/test_redis_servers.py has its own Sentinels"),
 }
 """Blocks that nothing runs, and why, as the comment above each says."""
 
@@ -109,7 +109,7 @@ def statements(page: str) -> list[str]:
     return [block.text for block in pages.blocks(pages.ROOT / "docs" / page) if block.language == "sql"]
 
 
-RECIPES = [*MAILS, *statements("recipes.md")]
+RECIPES = [*MAILS, *statements("moving-here.md")]
 DJANGO = """
 import datetime as dt, os, types, uuid
 os.environ["DJANGO_SETTINGS_MODULE"] = "shop.settings"
@@ -183,7 +183,7 @@ assert {call["task_id"] for call in called} == {str(item.event_id) for item in r
 assert not any(call["retry"] for call in called)
 """,
     ),
-    "receiving.md": Frame(
+    "record-and-receive.md": Frame(
         f"""{ENGINE}
 import types
 os.environ["MAILGLASS_WEBHOOK_SECRETS"] = "postmark=me:change-me"
@@ -191,9 +191,11 @@ mounted = []
 app = types.SimpleNamespace(mount=lambda path, receiver: mounted.append(path))
 provider, headers = "postmark", {{"Authorization": "Basic bWU6Y2hhbmdlLW1l"}}
 body = b'{{"RecordType": "Open", "MessageID": "m-1", "Recipient": "ada@example.com"}}'
+postmark = types.SimpleNamespace(send=lambda *_: {{"MessageID": "m-1"}})
+address, when, webhook_id, message_id = "ada@example.com", dt.datetime.now(dt.UTC), "w-1", "m-1"
 """,
         """
-assert mounted == ["/webhooks"] and recorded
+assert mounted == ["/webhooks"] and recorded[0].delivery_id
 """,
     ),
     "providers.md": Frame(
@@ -256,7 +258,7 @@ with engine.begin() as connection:
     assert connection.scalar(text("SELECT tenant_id FROM mailglass_events")) == "acme"
 """,
     ),
-    "recipes.md": Frame(
+    "moving-here.md": Frame(
         f"""{ENGINE}
 with engine.begin() as connection:
     for statement in {RECIPES!r}:
@@ -283,17 +285,9 @@ assert rows("SELECT summary FROM tickets") == [("rejected: spam 550 5.7.1",)]
 assert rows("SELECT count(*) FROM mailglass_open_orphans") == [(0,)]
 """,
     ),
-    "redis.md": Frame("", "from mailglass_reconcile import runtime\nassert runtime.get_redis() is client"),
-    "recording.md": Frame(
-        f"""{ENGINE}
-import types
-postmark = types.SimpleNamespace(send=lambda *_: {{"MessageID": "m-1"}})
-address, when, webhook_id, message_id = "ada@example.com", dt.datetime.now(dt.UTC), "w-1", "m-1"
-""",
-        "assert recorded[0].delivery_id",
-    ),
-    "sweeps.md": Frame(
+    "celery.md": Frame(
         "",
+        "from mailglass_reconcile import runtime\nassert runtime.get_redis() is client\n"
         "assert set(app.conf.beat_schedule) >= {'mailglass-reconcile', 'mailglass-reconcile-prune'}\n"
         "assert len(app.conf.beat_schedule) == 4\n"
         "assert app.amqp.router.route({}, 'mailglass_reconcile.tasks.dispatch')['queue'].name == 'mailglass_handlers'",

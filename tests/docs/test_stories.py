@@ -64,17 +64,17 @@ def test_fastapi_with_postmark_from_the_readme_to_a_shown_status(reader, empty_d
     """The application is mounted and sends; Postmark's webhook comes first, the send links it, and the order shows
     it.
     """
-    assert "docs/python.md" in pages.links(pages.README)
-    assert {"order-status.md", "providers.md"} <= pages.links(DOCS / "python.md")
-    reader.follow(pages.section(DOCS / "python.md", "FastAPI, Flask and plain Python"))
-    reader.follow(pages.section(DOCS / "python.md", "FastAPI"))
+    assert "docs/fastapi.md" in pages.links(pages.README)
+    assert {"order-status.md", "providers.md"} <= pages.links(DOCS / "fastapi.md")
+    reader.follow(pages.section(DOCS / "fastapi.md", "FastAPI, Flask and plain Python"))
+    reader.follow(pages.section(DOCS / "fastapi.md", "FastAPI"))
     assert states(empty_database_url) == [("default", "bob@example.com", "delivered")]
 
 
 def test_flask_with_mailgun(reader, empty_database_url):
     """A webhook comes first, and the send links it."""
-    reader.follow(pages.section(DOCS / "python.md", "FastAPI, Flask and plain Python"))
-    reader.follow(pages.chapter(DOCS / "python.md", "Flask"))
+    reader.follow(pages.section(DOCS / "fastapi.md", "FastAPI, Flask and plain Python"))
+    reader.follow(pages.chapter(DOCS / "fastapi.md", "Flask"))
     assert states(empty_database_url) == [("default", "carol@example.com", "bounced")]
 
 

@@ -174,5 +174,5 @@ def test_the_unit_of_the_page_starts_the_consumer_again_after_any_error():
 def test_the_lines_of_cron_are_those_of_the_page_on_deployment():
     """Another test runs them there."""
     (lines,) = [block.text for block in pages.blocks(readme.EXAMPLES / "ses" / "README.md") if block.language == "cron"]
-    (run,) = [block.text for block in pages.blocks(pages.ROOT / "docs/deploy.md") if block.language == "cron"]
+    (run,) = [block.text for block in pages.blocks(pages.ROOT / "docs/production.md") if block.language == "cron"]
     assert set(lines.splitlines()) < set(run.splitlines())

@@ -18,7 +18,7 @@ from receivers import published as _published  # noqa: F401 - a fixture of every
 from strangers import BEHAVIOURS, MB, OF_THE_PROXY
 
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-PAGE = Path(__file__).parents[2] / "docs/deploy.md"
+PAGE = Path(__file__).parents[2] / "docs/production.md"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.version_independent,

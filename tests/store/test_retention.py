@@ -26,7 +26,7 @@ from processes import COMMAND
 pytestmark = pytest.mark.version_independent
 
 EVENTS = "SELECT id::text FROM mailglass_events"
-RECEIVING = Path("docs/receiving.md")
+RECEIVING = Path("docs/record-and-receive.md")
 LONG_AGO = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
 
 
@@ -242,7 +242,7 @@ def test_a_linked_orphan_whose_id_is_no_uuidv7_keeps_its_delivery_s_events(db):
 
 
 def test_a_delivery_that_another_program_inserted_is_deleted_by_its_time(db):
-    """As docs/receiving.md shows, with a UUIDv4."""
+    """As docs/record-and-receive.md shows, with a UUIDv4."""
     [insertion] = re.findall(r"(INSERT INTO mailglass_deliveries.*?);", RECEIVING.read_text(), re.DOTALL)
     ids = [db.value(insertion.replace("now()", f"(now() - interval '{days} days')")) for days in (29, 31)]
     assert [id_.version for id_ in ids] == [4, 4]

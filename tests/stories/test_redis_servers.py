@@ -90,7 +90,9 @@ def test_a_worker_over_tls_has_its_broker_its_lock_its_results_and_its_broadcast
 
 def test_the_documented_user_of_a_broker_may_do_all_that_worker_beat_and_doctor_do(db, tmp_path) -> None:
     """The server's log of refusals stays empty, and the user may neither read other keys nor change the server."""
-    (line,) = re.findall(r"ACL SETUSER mailglass (on >password .*)", (pages.ROOT / "docs" / "deploy.md").read_text())
+    (line,) = re.findall(
+        r"ACL SETUSER mailglass (on >password .*)", (pages.ROOT / "docs" / "kubernetes.md").read_text()
+    )
     with server("redis-server") as port:
         admin = local(port)
         admin.acl_setuser("mailglass", enabled=True, passwords="+password", commands=["+select", "+flushdb"])

@@ -38,7 +38,7 @@ def adopters(folder: Path, **environment: str) -> subprocess.CompletedProcess[st
     """Run the test files of docs/testing.md in a folder and environment without our own settings."""
     files = files_of("testing.md")
     files["conftest.py"] = f"import os, pathlib, pytest\n{files['conftest.py']}{USED}"
-    application = files_of("python.md")
+    application = files_of("fastapi.md")
     for name, text in {**files, **{name: application[name] for name in ("postmark.py", "shop.py")}}.items():
         (folder / name).write_text(text)
     (folder / "tmp").mkdir()

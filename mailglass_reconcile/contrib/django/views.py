@@ -20,7 +20,8 @@ def webhook_view(*, tenant: Tenant = None, secrets: SecretsArgument | None = Non
     """Return a view that verifies, reads and records a provider's webhook, and responds with 200 after the commit.
 
     Mount it where the last part of the path is the provider's name, without a slash that Django would add:
-    `re_path(r"^webhooks/(?P<provider>[^/]+)/?$", webhook_view(…))`. `docs/receiving.md` lists the status codes.
+    `re_path(r"^webhooks/(?P<provider>[^/]+)/?$", webhook_view(…))`. `docs/record-and-receive.md` lists the
+    status codes.
 
     Args:
         tenant: The tenant, or a function of the request that returns it, or None (404). None is `MAILGLASS_TENANT`,

@@ -120,7 +120,7 @@ class Check(NamedTuple):
         except Exception as fault:  # one check that fails must not hide the others
             message, step = f"this could not be checked: {type(fault).__name__}", f"{RUN_AGAIN}; if it stays, report it"
             if type(fault).__name__ == "NoPermissionError":
-                step = f"allow the broker's user what Celery needs: {docs_url('redis.md#permissions-of-a-redis-user')}"
+                step = f"allow the broker's user what Celery needs: {docs_url('celery.md#permissions-of-a-redis-user')}"
         else:
             return findings
         because = SCHEMA_CHECKS if is_schema_fault else HINDRANCES.get(self.needs, ())

@@ -65,7 +65,7 @@ def redis(connection: Redis) -> Iterator[Finding]:
         yield error(
             f"the {server.kind} at {server.location} is a replica: {NOT_BROADCAST}",
             "let MAILGLASS_REDIS_URL name the master; behind Sentinel, use configure(redis=…):"
-            f" {docs_url('redis.md#sentinel')}",
+            f" {docs_url('celery.md#sentinel')}",
         )
     else:
         yield ok(f"connected to {server.kind} at {server.location}")
