@@ -283,7 +283,8 @@ def djangos(check: str) -> list[str]:
     """Return the messages of `manage.py check --database` about one check."""
     checks = import_module("mailglass_reconcile.contrib.django.checks")  # Django is set up by now
     messages = checks.check_database(databases=["default"])
-    return [f"{message.msg} {message.hint}" for message in messages if message.id == f"mailglass_reconcile.{check}"]
+    ids = (f"mailglass_reconcile.{check}", f"mailglass_reconcile.{check}.error")
+    return [f"{message.msg} {message.hint}" for message in messages if message.id in ids]
 
 
 @pytest.mark.usefixtures("app")
