@@ -96,6 +96,10 @@ SELECT name FROM unnest(CAST(:tables AS text[])) AS t (name)
 _IS_VERSION_TABLE = "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(:version) AND relkind = 'r')"
 
 
+# In one message, and without parameters, so that a transaction begins in one round trip.
+_BEGIN = "BEGIN ISOLATION LEVEL {isolation}; SELECT {settings}"
+
+
 class Function(NamedTuple):
     """A function of the schema, which sets our settings itself, and its arguments, which are all texts.
 
@@ -199,6 +203,19 @@ class Transaction(SessionTransaction):
         return {table: self.name_of(f"mailglass_{table}") for table in tables}
 
 
+class _OwnTransaction(Transaction):
+    """A transaction on a connection in autocommit mode, where a statement without one would be committed by itself."""
+
+    def _send(self, statement: str, parameters: Mapping[str, Any]) -> sa.CursorResult[*tuple[Any, ...]]:
+        driver: Any = self.connection.connection.driver_connection
+        if driver.pgconn.transaction_status == _IDLE:
+            raise RuntimeError("the transaction has ended")
+        return super()._send(statement, parameters)
+
+
+_IDLE = 0
+"""libpq's PQTRANS_IDLE: the connection is in no transaction."""
+
 Reading = Callable[[], AbstractContextManager[Transaction]]
 """Begins a transaction that reads, or returns the caller's: `OpenConnection.reading` or `Transaction.reading`."""
 
@@ -260,6 +277,11 @@ def text_or_none(value: object) -> str | None:
 
 def _settings_parameters(values: Mapping[str, str]) -> dict[str, str]:
     return {"names": array_literal(values), "values": array_literal(values.values())}
+
+
+def _begin_text(isolation: str, scope: Mapping[str, str]) -> str:
+    settings = ", ".join(f"pg_catalog.set_config('{name}', '{value}', true)" for name, value in scope.items())
+    return _BEGIN.format(isolation=isolation, settings=settings)
 
 
 def column_arrays(names: Sequence[str], rows: Iterable[Sequence[str | None]]) -> dict[str, str]:
@@ -340,21 +362,50 @@ class OpenConnection:
         read_only: bool = False,
         unwaited: bool = False,
     ) -> Iterator[Transaction]:
+        scope = {
+            **SCOPE,
+            "client_encoding": "UTF8",
+            "lock_timeout": str(max(1, lock_timeout_ms)),
+            "statement_timeout": str(max(1, statement_timeout_ms)),
+            "enable_sort": "off" if read_only else "on",
+        }
+        if read_only:
+            scope["transaction_read_only"] = "on"
+        if unwaited:
+            scope["synchronous_commit"] = "off"
+        is_psycopg = self.connection.dialect.driver == "psycopg"
+        with (self._begin_at_once if is_psycopg else self._begin_by_driver)(isolation, scope) as tx:
+            yield tx
+
+    @contextmanager
+    def _begin_at_once(self, isolation: str, scope: Mapping[str, str]) -> Iterator[Transaction]:
+        """Begin a transaction with its settings in one round trip, on psycopg 3, which begins none in autocommit mode.
+
+        SQLAlchemy ends it, and knows its savepoints.
+        """
+        driver: Any = self.connection.connection.dbapi_connection
+        before, driver.autocommit = driver.autocommit, True
+        try:
+            with self.connection.begin():
+                try:
+                    text = _begin_text(isolation, scope)
+                    self.connection.exec_driver_sql(text, execution_options={"no_parameters": True})
+                    yield _OwnTransaction(self.connection, self.settings, self.limits)
+                except BaseException:
+                    with suppress(Exception):  # a connection that is lost has nothing to undo
+                        driver.rollback()  # SQLAlchemy does not, if the engine skips it in autocommit mode
+                    raise
+        finally:
+            if driver.info.transaction_status == _IDLE:
+                driver.autocommit = before
+
+    @contextmanager
+    def _begin_by_driver(self, isolation: str, scope: Mapping[str, str]) -> Iterator[Transaction]:
+        """Begin a transaction as the driver does, for the after-commit actions of an application's own driver."""
         # A connection that was lost and reopened has the server's default isolation level again.
         self.connection.execution_options(isolation_level=isolation)
         with self.connection.begin():
             tx = Transaction(self.connection, self.settings, self.limits)
-            scope = {
-                **SCOPE,
-                "client_encoding": "UTF8",
-                "lock_timeout": str(max(1, lock_timeout_ms)),
-                "statement_timeout": str(max(1, statement_timeout_ms)),
-                "enable_sort": "off" if read_only else "on",
-            }
-            if read_only:
-                scope["transaction_read_only"] = "on"
-            if unwaited:
-                scope["synchronous_commit"] = "off"
             tx.set(scope)
             yield tx
 
