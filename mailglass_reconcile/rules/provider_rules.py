@@ -282,6 +282,11 @@ def _find_rule(provider: str) -> KeyRule | None:
     return _rules.get(provider) or (_ANY_PROVIDER_RULE if provider == ANY_PROVIDER else _built_in_rule(provider))
 
 
+def has_custom_rules() -> bool:
+    """Return True if an adopter has registered a rule in this process."""
+    return bool(_rules)
+
+
 def rules() -> Mapping[str, KeyRule]:
     """Return all rules by canonical provider name."""
     built_in_rules = {provider: rule for provider in sorted(built_in()) if (rule := _built_in_rule(provider))}

@@ -292,8 +292,22 @@ class Part(NamedTuple):
         while self.packed:
             row = self.packed.pop(0)
             for start in range(0, len(row), 16 * size):
-                digits = row[start : start + 16 * size].hex()
-                yield [digits[place : place + 32] for place in range(0, len(digits), 32)]
+                yield _unpack(row[start : start + 16 * size])
+
+    @property
+    def size(self) -> int:
+        """The number of ids."""
+        return sum(map(len, self.packed)) // 16
+
+    @property
+    def ids(self) -> list[str]:
+        """All ids, as `slices` yields them; they stay."""
+        return _unpack(b"".join(self.packed))
+
+
+def _unpack(packed: bytes) -> list[str]:
+    digits = packed.hex()
+    return [digits[place : place + 32] for place in range(0, len(digits), 32)]
 
 
 class Selection(NamedTuple):

@@ -9,9 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from sqlalchemy.exc import DBAPIError
+
 from mailglass_reconcile.errors import is_data_error, sqlstate
+from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.store import open_orphans
 from mailglass_reconcile.store.database import OpenConnection, Transaction
+from mailglass_reconcile.store.window import Part
 from mailglass_reconcile.sweep.halving import Retry, RowFailure, run_halved
 from mailglass_reconcile.sweep.matcher import OrphanMatch, match_orphans
 
@@ -25,6 +29,10 @@ MAX_GROWTH = 2.0
 """How many times larger or smaller the next chunk is, at most."""
 
 
+FEW = 50
+"""So many orphans at most are matched in the transaction that selects them."""
+
+
 @dataclass(slots=True)
 class SliceResult:
     """The match results of a slice, the number of its orphans that were closed meanwhile, and the unreadable ones."""
@@ -32,6 +40,53 @@ class SliceResult:
     matches: list[OrphanMatch] = field(default_factory=list)
     closed: int = 0
     unreadable: list[str] = field(default_factory=list)
+
+
+class _NotAtOnceError(Exception):
+    """Orphans cannot be matched in the transaction that selects them."""
+
+
+def match_at_once(
+    tx: Transaction, began: float, parts: Sequence[Part], *, of_any_age: bool
+) -> list[SliceResult] | None:
+    """Match few orphans, part by part, in the transaction that has selected them: most of their time is round trips.
+
+    Return None if they are not few, the transaction is not young any more, an adopter's rule has to compute keys, which
+    may take any time, or a statement fails. Then they are read as any others.
+
+    Args:
+        tx: The reading transaction.
+        began: When it began, in seconds of the monotonic clock.
+        parts: The orphans; their ids are not removed.
+        of_any_age: True to read those too that a prune has removed as expired.
+    """
+    size = sum(part.size for part in parts)
+    if size > min(FEW, tx.limits.slice_orphans) or any(part.last for part in parts):
+        return None
+
+    @contextmanager
+    def read_on() -> Iterator[Transaction]:
+        if time.monotonic() > began + AIM_SECONDS:
+            raise _NotAtOnceError
+        yield tx
+
+    read_orphans = open_orphans.read_of_any_age if of_any_age else open_orphans.read
+    slice_results = []
+    try:
+        for part in parts:
+            ids = part.ids
+            orphans = read_orphans(read_on, ids)
+            if provider_rules.has_custom_rules() and not all(orphan.keys.is_current for orphan in orphans):
+                return None
+            matches = match_orphans(read_on, orphans)
+            slice_results.append(SliceResult(matches, closed=len(ids) - len(matches)))
+    except _NotAtOnceError:
+        return None
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        return None  # the transaction is aborted, and its end rolls it back
+    return slice_results
 
 
 class ChunkReader:

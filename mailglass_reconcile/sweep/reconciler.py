@@ -138,8 +138,8 @@ class Sweep:
             on or self.database.connect() as connected,
         ):
             try:
-                parts = self._select(connected)
-                with self._match(connected, parts) as slices:
+                parts, matched = self._select(connected)
+                with self._match(connected, parts) if matched is None else nullcontext(iter(matched)) as slices:
                     for slice_ in slices:
                         if self.is_over():
                             break
@@ -179,23 +179,27 @@ class Sweep:
         """True for a recent sweep, which leaves log lines to the full sweep."""
         return self.kind == "recent"
 
-    def _select(self, connected: OpenConnection) -> list[Part]:
-        self.window, selection = self._read(connected, self._read_window)
+    def _select(self, connected: OpenConnection) -> tuple[list[Part], list[SliceResult] | None]:
+        """Select the orphans to match; few are matched at once, in the same transaction."""
+        self.window, selection, matched = self._read(connected, self._read_window)
         self._unseen_since = selection.unseen_since
         if not self.is_recent:
             self.window.warn()
+        self.counters.start(selection)
+        return selection.parts, matched
+
+    def _read_window(self, tx: Transaction) -> tuple[Window, Selection, list[SliceResult] | None]:
+        began = time.monotonic()
+        window = open_window(tx, ages=self.ages, bounds=self.bounds, counted=not self.is_recent)
+        selection = Selection([], Counter(), Counter())
+        if self.only != EVERYTHING or not self.event_ids:
+            most_checked = tx.limits.most_checked if self.is_recent else None
+            selection = select_orphans(tx, window, self.tenant_id, only=self.only, most_checked=most_checked)
         if self.event_ids:
             selection.parts.append(make_part(self.event_ids))
             selection.selected[Group(None, None, None)] += len(self.event_ids)
-        self.counters.start(selection)
-        return selection.parts
-
-    def _read_window(self, tx: Transaction) -> tuple[Window, Selection]:
-        window = open_window(tx, ages=self.ages, bounds=self.bounds, counted=not self.is_recent)
-        if self.event_ids and self.only == EVERYTHING:
-            return window, Selection([], Counter(), Counter())
-        most_checked = tx.limits.most_checked if self.is_recent else None
-        return window, select_orphans(tx, window, self.tenant_id, only=self.only, most_checked=most_checked)
+        of_any_age = bool(self.event_ids)
+        return window, selection, reading.match_at_once(tx, began, selection.parts, of_any_age=of_any_age)
 
     def _next_first(self, tx: Transaction, before: Cursor) -> Part | None:
         return None if self.window is None else select_next_first(tx, self.window, self.tenant_id, before, self.only)

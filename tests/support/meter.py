@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 import sqlalchemy as sa
@@ -65,6 +65,25 @@ def round_trips(driver: psycopg.Connection) -> Iterator[list[int]]:
             driver.pgconn.untrace()
             trace.seek(0)
             counted.append(trace.read().count(b"ReadyForQuery"))
+
+
+class Traffic(NamedTuple):
+    """What was sent on a connection: the string that begins a transaction is no statement, COMMIT is a round trip."""
+
+    statements: int
+    transactions: int
+    round_trips: int
+
+
+@contextmanager
+def traffic(connection: sa.Connection) -> Iterator[list[Traffic]]:
+    """Count what is sent on a connection; the counts are in the list when the block has ended."""
+    counted: list[Traffic] = []
+    driver: Any = connection.connection.driver_connection
+    with statements(connection) as sent, round_trips(driver) as trips:
+        yield counted
+    begun = sum(statement.startswith("BEGIN ") for statement in sent)
+    counted.append(Traffic(len(sent) - begun, begun, trips[0]))
 
 
 class Plan:

@@ -4,8 +4,10 @@ import json
 import logging
 import statistics
 import threading
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import psycopg
 import pytest
@@ -13,13 +15,16 @@ import sqlalchemy as sa
 
 import factories
 import mailglass_reconcile
+import meter
 from bench.filling import fill
 from mailglass_reconcile import key_rule, reconcile
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import with_retries
-from mailglass_reconcile.sweep import reconciler
-from mailglass_reconcile.sweep.reading import ChunkReader, match_slice
+from mailglass_reconcile.store.window import make_part
+from mailglass_reconcile.sweep import recent, reconciler
+from mailglass_reconcile.sweep.reading import FEW, ChunkReader, match_at_once, match_slice
+from meter import Traffic
 
 
 def test_a_type_of_a_megabyte_is_linked_and_its_message_stays_small(db, subscriber):
@@ -70,6 +75,38 @@ def test_a_missing_privilege_ends_a_sweep_with_one_line_that_has_the_grant(db, a
     (line,) = [record.message for record in caplog.records]
     assert line.endswith(f"run GRANT INSERT ON public.mailglass_events TO {role}")
     assert db.value("SELECT max(refused) FROM mailglass_open_orphans") == 0
+
+
+def sweep_and_count(db, prepare=reconciler.prepare) -> tuple[int, Traffic]:
+    """Sweep on an open connection, and return the number of links and what was sent."""
+    with db.database.connect() as connected, meter.traffic(connected.connection) as counted:
+        linked = prepare().run(nullcontext(connected)).linked
+    return linked, counted[0]
+
+
+def test_a_pair_of_another_writer_costs_a_sweep_eight_statements_in_three_transactions(db):
+    """They are window, choice, orphans, documents, deliveries and raw webhooks; the link; and the history."""
+    factories.insert_pairs(db, 1)
+    assert sweep_and_count(db) == (1, Traffic(statements=8, transactions=3, round_trips=14))
+
+
+def test_with_nothing_to_do_a_sweep_costs_three_statements_in_two_transactions_and_a_tick_two_in_one(db):
+    assert sweep_and_count(db) == (0, Traffic(statements=3, transactions=2, round_trips=7))
+    assert sweep_and_count(db, lambda: recent.prepare(1.0)) == (0, Traffic(statements=2, transactions=1, round_trips=4))
+
+
+def test_few_orphans_are_matched_in_the_transaction_that_selects_them_while_it_is_young(db):
+    """A migration waits for it; many orphans are read in transactions of their own."""
+    factories.insert_pairs(db, FEW + 1)
+    ids = [row.id for row in db.rows("SELECT event_id::text AS id FROM mailglass_open_orphans")]
+
+    def match(count: int, age: float):
+        with db.database.reading() as tx:
+            return match_at_once(tx, time.monotonic() - age, [make_part(ids[:count])], of_any_age=False)
+
+    (result,) = match(FEW, age=0.0)
+    assert [match.orphan.event_id for match in result.matches] == ids[:FEW]
+    assert (match(FEW, age=0.06), match(FEW + 1, age=0.0)) == (None, None)
 
 
 TRANSACTIONS = """
