@@ -55,6 +55,7 @@ from mailglass_reconcile.rules.matching import MAX_ID_LENGTH
 from mailglass_reconcile.rules.states import EVENT_STATES, MEANINGS, OPEN_STATES, OUTCOMES, SKIPPED
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
 from mailglass_reconcile.store import privileges
+from mailglass_reconcile.store.window import NewerOrphans
 from mailglass_reconcile.web import metrics as dashboard_metrics
 
 DOCS = Path(__file__).parent
@@ -471,7 +472,9 @@ def _default(name: str) -> str:
 
 EMPTY = MetricsSnapshot(
     totals=[],
-    history=SimpleNamespace(lag_seconds=0, counted_at=None, groups=None, last_success={}),
+    history=SimpleNamespace(counted_at=None, groups=None, last_success={}),
+    newer=NewerOrphans(0, 0.0, at_least=False),
+    lag_seconds=0.0,
     triggers=True,
     outbox=SimpleNamespace(waiting=0, failing=0, dead=0, overdue_seconds=0),
     findings=[],

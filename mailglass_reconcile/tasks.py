@@ -219,7 +219,10 @@ def _send_ranges(lease: LockLease, tenant_id: str | None, eligible: int, parts: 
     """Enqueue a task for each range of a full sweep, and return the task's result."""
     calls = [{"tenant_id": tenant_id, "after": part.after, "until": part.until} for part in parts]
     # Before the ranges run, because they add their counts to this row.
-    run_id = _add_run(Run("full", _origin(), sanitize_tenant(tenant_id), remaining=0, ranges=len(parts)))
+    covered_until = parts[-1].until
+    run_id = _add_run(
+        Run("full", _origin(), sanitize_tenant(tenant_id), remaining=0, ranges=len(parts), covered_until=covered_until)
+    )
     tasks = reconcile.send_ranges(lease, calls, run_id)
     logger.info("cut %s into %s, a task for each", pluralize(eligible, "open event"), pluralize(len(tasks), "range"))
     return {"status": "fanned_out", "eligible": eligible, "tasks": tasks}

@@ -164,6 +164,7 @@ CREATE TABLE {schema}.mailglass_reconcile_runs (
   remaining          bigint,
   linkable_since     timestamp,
   open_groups        jsonb,
+  covered_until      timestamp,
   covered            boolean NOT NULL DEFAULT true,
   ranges             smallint,
   ranges_done        smallint NOT NULL DEFAULT 0,

@@ -43,7 +43,8 @@ Examples:
 def status(tenant: str | None, check: bool, max_lag: float, as_json: bool) -> None:
     """Show how linking is going: open events by state, the last runs, and what is wrong.
 
-    Open events are shown as the last full sweep left them. `sweep --dry-run` counts them now.
+    Open events are shown as the last full sweep left them, with the number of those that have arrived since.
+    `sweep --dry-run` counts them now.
     """
     if check and as_json:
         raise click.UsageError("--check and --json exclude each other")
@@ -72,8 +73,9 @@ def _print_health(max_lag: float) -> int:
 def _render(loaded: Status) -> Group:
     """Return the lines and tables of a status; problems and warnings are of all tenants."""
     lines = [f"{pluralize(loaded.eligible, 'open event')} as of {format_time(loaded.as_of)}"]
-    if loaded.waiting:
-        lines.append(f"{pluralize(loaded.waiting, 'more is in its', 'more are in their')} grace period now")
+    if loaded.newer:
+        at_least = "at least " if loaded.at_least else ""
+        lines.append(f"{at_least}{pluralize(loaded.newer, 'more has', 'more have')} arrived since")
     if loaded.lag_seconds:
         lines.append(f"the oldest that could be linked has been open for {format_duration(loaded.lag_seconds)}")
     if loaded.totals and loaded.totals["expired"]:

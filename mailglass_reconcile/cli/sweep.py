@@ -84,14 +84,15 @@ def sweep(
     if not dry_run:
         registration.register_before_sweep(runtime.database())
     show = _show if verbose else None
-    is_targeted = any(option is not None for option in (event, delivery, provider, since, until))
-    if is_targeted:
+    if any(option is not None for option in (event, delivery, provider, since, until)):
         target = Target(tenant, provider, since, until, event, delivery)
         result = _sweep_target(target, limit, show, dry_run=dry_run, yes=yes, with_bar=not as_json)
+        covered_until = None
     else:
         prepared = reconciler.prepare(tenant, limit, dry_run=dry_run, origin="command")
         result = _run(prepared, show, with_bar=not as_json)
-    click.echo(json.dumps(result.as_dict()) if as_json else _in_words(result, is_targeted=is_targeted))
+        covered_until = prepared.window.until if prepared.window else None
+    click.echo(json.dumps(result.as_dict()) if as_json else _in_words(result, covered_until))
     if tenant is not None and not result.scanned:
         warn_of_unknown_tenant(runtime.database(), tenant)
     if not result.dry_run:
@@ -138,13 +139,14 @@ def _show(pairs: Pairs) -> None:
             click.echo(f"{event_id} -> {delivery_id}")
 
 
-def _in_words(result: SweepResult, *, is_targeted: bool) -> str:
+def _in_words(result: SweepResult, covered_until: str | None) -> str:
+    """Return the result in words; a targeted sweep has no window with an upper end."""
     if result.scanned or result.status != "ok":
         return summary(result)
-    if is_targeted:
+    if covered_until is None:
         return "nothing to link: no open event is selected"
-    waiting = orphans.count_waiting(runtime.database(), result.tenant_id)
-    return _nothing_to_do(waiting, runtime.get_settings().grace_seconds, result.tenant_id)
+    newer = orphans.load_newer(runtime.database(), covered_until, result.tenant_id)
+    return _nothing_to_do(newer.orphans, runtime.get_settings().grace_seconds, result.tenant_id)
 
 
 def summary(result: SweepResult) -> str:

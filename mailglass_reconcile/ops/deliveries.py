@@ -129,14 +129,12 @@ WITH of_recipient AS (
 SELECT id::text, count(*) OVER () AS number FROM matching ORDER BY inserted_at DESC, id DESC LIMIT :size
 """
 
-# A link's id is a UUIDv7, so the newest ones are at the end of the ledger's primary key. Of a million random ids, one
-# is in the range of the last day's by chance.
+# A link's id is a UUIDv7, so the newest ones are at the end of the ledger's primary key, but for random ids, most of
+# which are above those of the next minutes.
 _RECENT_LINKS = """
 WITH latest AS (
   SELECT id, tenant_id, type, delivery_id, idempotency_key, inserted_at FROM {schema}.mailglass_events
-   WHERE id >= CAST(lpad(to_hex((extract(epoch FROM now() - interval '1 day') * 1000)::bigint), 12, '0')
-                    || '70008000000000000000' AS uuid)
-     AND id < CAST(lpad(to_hex((extract(epoch FROM now() + interval '5 minutes') * 1000)::bigint), 12, '0')
+   WHERE id < CAST(lpad(to_hex((extract(epoch FROM now() + interval '5 minutes') * 1000)::bigint), 12, '0')
                    || '70008000000000000000' AS uuid)
    ORDER BY id DESC LIMIT :read_at_most
 )
@@ -299,7 +297,7 @@ def find_newest(
 
 
 def load_recent_links(tx: Transaction, limit: int) -> list[RecentLink]:
-    """Return the latest links of the last day, the latest first, at most *limit*."""
+    """Return the links among the newest `READ_EVENTS` events, the latest first, at most *limit*."""
     rows = tx.execute(_RECENT_LINKS, {"size": limit, "read_at_most": READ_EVENTS})
     return list(map(RecentLink._make, rows))
 

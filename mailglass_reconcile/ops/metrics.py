@@ -9,6 +9,7 @@ from mailglass_reconcile.ops.checks import CheckContext, Finding
 from mailglass_reconcile.ops.runs import RunHistory
 from mailglass_reconcile.store import outbox, runs
 from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.store.window import NewerOrphans
 
 TIMEOUT_MS = 2_000
 
@@ -20,6 +21,8 @@ class MetricsSnapshot:
     Attributes:
         totals: The history of runs, added up by kind and status.
         history: What it says of sweeps.
+        newer: What has arrived after the window of the full sweep that counted last.
+        lag_seconds: Seconds for which the oldest open orphan could have been linked; 0 without one.
         triggers: True if the triggers that store new orphans are enabled.
         outbox: The numbers of handler jobs that wait, fail and are dead.
         findings: The findings of the fast checks.
@@ -27,6 +30,8 @@ class MetricsSnapshot:
 
     totals: list[runs.Total]
     history: RunHistory
+    newer: NewerOrphans
+    lag_seconds: float
     triggers: bool
     outbox: outbox.Facts
     findings: list[Finding]
@@ -37,4 +42,12 @@ def collect(database: Database) -> MetricsSnapshot:
     with database.reading(TIMEOUT_MS) as tx:
         context = CheckContext(tx)
         findings = checks.run_fast(context)
-        return MetricsSnapshot(runs.sum_by_status(tx), context.history, context.has_triggers, context.outbox, findings)
+        return MetricsSnapshot(
+            totals=runs.sum_by_status(tx),
+            history=context.history,
+            newer=context.newer,
+            lag_seconds=context.lag_seconds,
+            triggers=context.has_triggers,
+            outbox=context.outbox,
+            findings=findings,
+        )

@@ -24,6 +24,7 @@ from mailglass_reconcile.store.database import STATEMENT_TIMEOUT_MS, Database, T
 from mailglass_reconcile.store.listing import EXPIRED, WAITING, Cause, ListedEvent, ListFilter
 from mailglass_reconcile.store.open_orphans import OrphanRow
 from mailglass_reconcile.store.runs import OpenGroup
+from mailglass_reconcile.store.window import NewerOrphans
 from mailglass_reconcile.sweep import matcher
 from mailglass_reconcile.sweep.matcher import EventMatch
 
@@ -300,10 +301,10 @@ def load_without_keys(tx: Transaction) -> list[tuple[OrphanRow, Keys]]:
     return list(zip(orphans, matcher.current_keys(tx.reading, orphans), strict=True)) if orphans else []
 
 
-def count_waiting(database: Database, tenant_id: str | None = None) -> int:
-    """Count the open orphans in their grace, of one tenant or, with None, of all."""
+def load_newer(database: Database, covered_until: str, tenant_id: str | None = None) -> NewerOrphans:
+    """Return what has arrived after the window of a sweep and is open, of one tenant or, with None, of all."""
     with database.reading() as tx:
-        return window.count_waiting(tx, tenant_id)
+        return window.load_newer(tx, covered_until, tenant_id)
 
 
 def break_down(tx: Transaction, groups: Sequence[OpenGroup]) -> list[Cause]:

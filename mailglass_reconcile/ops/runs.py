@@ -33,6 +33,7 @@ SELECT {schema}.mailglass_reconcile_iso_v1(now()::timestamp) AS now,
                      WHERE id > ok.id AND (kind = 'targeted' OR kind = 'full' AND tenant_id IS NOT NULL))
             THEN extract(epoch FROM now()::timestamp - ok.linkable_since)::float8 END) AS lag_seconds,
        {schema}.mailglass_reconcile_iso_v1(counted.finished_at) AS counted_at, counted.open_groups AS groups,
+       counted.covered_until::text,
        coalesce(extract(epoch FROM now()::timestamp - uncovered.since)::float8, 0) AS uncovered_seconds,
        extract(epoch FROM now()::timestamp - beat.finished_at)::float8 AS beat_age, other.quarters AS other_quarters,
        pruned.finished_at IS NOT NULL AS pruned,
@@ -136,9 +137,11 @@ class RunHistory(NamedTuple):
         now: The database's time, in ISO 8601, UTC.
         success_age: Seconds since a full sweep last succeeded; None if none has.
         success_origin: The origin of that sweep, one of `store.runs.Origin`.
-        lag_seconds: Seconds for which the oldest orphan has been open although its delivery exists; 0 if there is none.
+        lag_seconds: Seconds for which the oldest orphan that a full sweep left has been open although its delivery
+            exists; 0 if there is none.
         counted_at: When a full sweep last counted the open orphans; None if none has.
         groups: The open orphans at that time by `state`, `tenant_id` and `provider`, the largest group first.
+        covered_until: The upper end of that sweep's window, as Postgres writes it: what arrived later is not counted.
         uncovered_seconds: Seconds for which no full sweep has checked everything; 0 if the last one has.
         beat_age: Seconds since the end of the last run that beat had queued; None without one.
         other_quarters: The number of the last four quarters of an hour, of `now`, in which a full sweep succeeded that
@@ -155,6 +158,7 @@ class RunHistory(NamedTuple):
     lag_seconds: float
     counted_at: str | None
     groups: list[OpenGroup] | None
+    covered_until: str | None
     uncovered_seconds: float
     beat_age: float | None
     other_quarters: int

@@ -30,10 +30,12 @@ class Status:
 
     Attributes:
         tenant_id: The tenant; None is all.
-        open: `eligible` and `waiting` together.
+        open: `eligible` and `newer` together.
         eligible: Open orphans at `as_of` that a full sweep checks.
-        waiting: Open orphans that are in their grace period now.
-        lag_seconds: The age of the oldest open orphan whose delivery exists; 0 if there is none. None for one tenant.
+        newer: Open orphans that arrived later than what was counted at `as_of`, at most 100,000.
+        at_least: True if `open` and `newer` are lower bounds.
+        lag_seconds: Seconds for which the oldest open orphan could have been linked: its delivery exists, or it is past
+            its grace period and nothing has checked it. 0 if there is none. None for one tenant.
         as_of: When the eligible ones were counted, in ISO 8601: at the end of the last full sweep, or now.
         groups: The eligible ones by `state`, `tenant_id` and `provider`, the largest first.
         last_success: When a run of each kind last succeeded, in ISO 8601. None for one tenant.
@@ -50,7 +52,8 @@ class Status:
     tenant_id: str | None
     open: int
     eligible: int
-    waiting: int
+    newer: int
+    at_least: bool
     lag_seconds: float | None
     as_of: str
     groups: list[OpenGroup]
@@ -97,7 +100,7 @@ class Overview:
         counted_at: When a full sweep last counted the open orphans; None if none has.
         states: Eligible open orphans at `counted_at` by state, the most frequent first.
         causes: The same by state, tenant and provider, the largest first.
-        links: The latest links of the last day.
+        links: The latest links among the newest `deliveries.READ_EVENTS` events.
         series: Backlog and lag over time, the oldest first.
         health: The findings of the fast checks.
         holder: The session that holds up the oldest event that could be linked; None without one, or with an error.
@@ -145,8 +148,8 @@ def load_status(
     with database.reading() as tx:
         schema.require_migrated(tx)
         context = CheckContext(tx, max_lag_seconds)
-        as_of, groups = _groups_of_last_sweep(context, tenant_id) or _groups_now(context, tenant_id)
-        return _status(context, checks.run_fast(context), as_of, groups, tenant_id, LAST_RUNS)
+        counted = _count_of_last_sweep(context, tenant_id) or _count_now(context, tenant_id)
+        return _status(context, checks.run_fast(context), counted, tenant_id, LAST_RUNS)
 
 
 def load_overview(database: Database, *, seconds: int) -> Overview:
@@ -156,12 +159,12 @@ def load_overview(database: Database, *, seconds: int) -> Overview:
         context = CheckContext(tx)
         health = _health(context)
         is_healthy = not sentences(health.findings, ERROR)
-        as_of, groups = _groups_of_last_sweep(context, None) or (context.history.now, [])
+        counted = _count_of_last_sweep(context, None) or CountedGroups(context.history.now, [], None)
         return Overview(
-            status=_status(context, health.findings, as_of, groups, None, OVERVIEW_ROWS),
+            status=_status(context, health.findings, counted, None, OVERVIEW_ROWS),
             counted_at=context.history.counted_at,
-            states=runs.count_by_state(groups).most_common(),
-            causes=orphans.break_down(tx, groups),
+            states=runs.count_by_state(counted.groups).most_common(),
+            causes=orphans.break_down(tx, counted.groups),
             links=deliveries.load_recent_links(tx, OVERVIEW_ROWS),
             series=time_series.load_series(tx, seconds),
             health=health,
@@ -183,40 +186,52 @@ def _health(context: CheckContext) -> Health:
     return Health(findings, runs.load_first_run(context.tx) if lacks_sweeps else None)
 
 
-def _groups_of_last_sweep(context: CheckContext, tenant_id: str | None) -> tuple[str, list[OpenGroup]] | None:
-    """Return the time of the last full sweep's counts, and its groups; None if they do not show this tenant alone."""
+class CountedGroups(NamedTuple):
+    """The groups of eligible orphans, when they were counted, and until which arrival."""
+
+    as_of: str
+    groups: list[OpenGroup]
+    covered_until: str | None
+
+
+def _count_of_last_sweep(context: CheckContext, tenant_id: str | None) -> CountedGroups | None:
+    """Return the groups that the last full sweep counted; None if they do not show this tenant alone."""
     counted_at, groups = context.history.counted_at, context.history.groups
     if groups is None or counted_at is None:
         return None
     # Small groups are stored together, without their tenants.
     if tenant_id is not None and any(group["tenant_id"] is None for group in groups):
         return None
-    return counted_at, [group for group in groups if tenant_id in (None, group["tenant_id"])]
+    shown = [group for group in groups if tenant_id in (None, group["tenant_id"])]
+    return CountedGroups(counted_at, shown, context.history.covered_until)
 
 
-def _groups_now(context: CheckContext, tenant_id: str | None) -> tuple[str, list[OpenGroup]]:
-    selection = window.select_orphans(context.tx, window.open_window(context.tx, counted=True), tenant_id)
-    return context.history.now, window.as_groups(selection.open)
+def _count_now(context: CheckContext, tenant_id: str | None) -> CountedGroups:
+    opened = window.open_window(context.tx, counted=True)
+    selection = window.select_orphans(context.tx, opened, tenant_id)
+    return CountedGroups(context.history.now, window.as_groups(selection.open), opened.until)
 
 
 def _status(
     context: CheckContext,
     findings: list[Finding],
-    as_of: str,
-    groups: list[OpenGroup],
+    counted: CountedGroups,
     tenant_id: str | None,
     last_runs: int,
 ) -> Status:
-    eligible, waiting = sum(group["orphans"] for group in groups), window.count_waiting(context.tx, tenant_id)
+    eligible = sum(group["orphans"] for group in counted.groups)
+    is_as_in_context = tenant_id is None and counted.covered_until == context.history.covered_until
+    newer = context.newer if is_as_in_context else window.load_newer(context.tx, counted.covered_until, tenant_id)
     problems, of_all = sentences(findings, ERROR), tenant_id is None
     return Status(
         tenant_id=tenant_id,
-        open=eligible + waiting,
+        open=eligible + newer.orphans,
         eligible=eligible,
-        waiting=waiting,
-        lag_seconds=context.history.lag_seconds if of_all else None,
-        as_of=as_of,
-        groups=groups,
+        newer=newer.orphans,
+        at_least=newer.at_least,
+        lag_seconds=context.lag_seconds if of_all else None,
+        as_of=counted.as_of,
+        groups=counted.groups,
         last_success=context.history.last_success if of_all else None,
         last_runs=runs.load_newest(context.tx, size=last_runs) if of_all else None,
         jobs_waiting=context.outbox.waiting if of_all else None,

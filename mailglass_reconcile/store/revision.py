@@ -27,7 +27,7 @@ TABLES = {
     "mailglass_reconcile_runs": (
         "id started_at finished_at kind origin tenant_id status error runs scanned linked linked_unchecked unmatched"
         " unmatchable ambiguous tenant_mismatch recipient_mismatch skipped failed published publish_failed expired"
-        " events deliveries duration_ms remaining linkable_since open_groups covered ranges ranges_done"
+        " events deliveries duration_ms remaining linkable_since open_groups covered_until covered ranges ranges_done"
     ),
     "mailglass_webhook_certificates": "url provider verified_at",
 }

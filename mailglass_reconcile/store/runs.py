@@ -45,10 +45,11 @@ def _for_each_count(statement: str) -> str:
 _ADD = _for_each_count("""
 INSERT INTO {schema}.mailglass_reconcile_runs AS r
        (started_at, finished_at, kind, origin, tenant_id, status, error, runs, [#],
-        remaining, linkable_since, open_groups, covered, ranges)
+        remaining, linkable_since, open_groups, covered_until, covered, ranges)
 VALUES (now()::timestamp - make_interval(secs => :age_ms / 1000.0), now()::timestamp, :kind, :origin, :tenant_id,
         :status, :error, :runs, [:#],
-        :remaining, CAST(:linkable_since AS timestamp), CAST(:open_groups AS jsonb), :covered, :ranges)
+        :remaining, CAST(:linkable_since AS timestamp), CAST(:open_groups AS jsonb),
+        CAST(:covered_until AS timestamp), :covered, :ranges)
     ON CONFLICT (kind, origin, status, coalesce(tenant_id, ''),
                  date_trunc(CASE kind WHEN 'dispatch' THEN 'hour' ELSE 'minute' END, started_at))
           WHERE kind IN ('recent', 'dispatch')
@@ -136,6 +137,7 @@ class Run:
         remaining: Eligible orphans still open afterwards, or None if they were not counted.
         linkable_since: When the oldest orphan that is open although its delivery exists became linkable, or None.
         open_groups: The open orphans by state, tenant and provider; a group may be there several times.
+        covered_until: The upper end of the window of a full sweep; `open_groups` has nothing that arrived later.
         covered: True if a sweep checked its whole window.
         ranges: The number of ranges into which a full sweep was divided; None if it was not.
         error: The class of the error that ended it; never its text, which may name people.
@@ -151,6 +153,7 @@ class Run:
     remaining: int | None = None
     linkable_since: str | None = None
     open_groups: list[OpenGroup] | None = None
+    covered_until: str | None = None
     covered: bool = True
     ranges: int | None = None
     error: str | None = None
@@ -167,6 +170,7 @@ def add(tx: Transaction, run: Run) -> int:
         "tenant_id": run.tenant_id,
         "runs": run.runs,
         "age_ms": math.ceil((time.monotonic() - run.began) * 1000),
+        "covered_until": run.covered_until,
         "ranges": run.ranges,
     }
     return int(tx.execute(_ADD, parameters).scalar_one())

@@ -211,10 +211,17 @@ SELECT count(*) FROM {schema}.mailglass_open_orphans
    AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
 """
 
-_WAITING = """
-SELECT count(*) FROM {schema}.mailglass_open_orphans
- WHERE arrived_at > now()::timestamp - make_interval(secs => :grace_seconds)
-   AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+# The oldest first, because the lag is theirs: of those that no process has compared with deliveries, or that matched.
+_NEWER = """
+SELECT count(*) AS orphans,
+       greatest(0, extract(epoch FROM now()::timestamp - make_interval(secs => :grace_seconds)
+                                      - min(arrived_at) FILTER (WHERE state IS NULL OR state = 'matched')))::float8
+         AS lag_seconds
+  FROM (SELECT arrived_at, state FROM {schema}.mailglass_open_orphans
+         WHERE arrived_at > greatest(CAST(:covered_until AS timestamp),
+                                     now()::timestamp - make_interval(mins => :max_age_minutes))
+           AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+         ORDER BY arrived_at, event_id LIMIT :most) AS o
 """
 
 
@@ -275,6 +282,21 @@ class Group(NamedTuple):
     state: OpenState | None
     tenant_id: str | None
     provider: str | None
+
+
+class NewerOrphans(NamedTuple):
+    """Open orphans that arrived after the window of a sweep.
+
+    Attributes:
+        orphans: Their number, at most `Limits.most_counted`.
+        lag_seconds: Seconds for which the oldest that may be linked has been past its grace: it matched, or no process
+            has compared it with deliveries. 0 if there is none.
+        at_least: True if the number is a lower bound.
+    """
+
+    orphans: int
+    lag_seconds: float
+    at_least: bool
 
 
 class Part(NamedTuple):
@@ -487,12 +509,25 @@ def _bounds(window: Window, tenant_id: str | None) -> dict[str, object]:
     return {"after": window.after, "until": window.until, "tenant_id": tenant_id}
 
 
-def count_waiting(tx: Transaction, tenant_id: str | None = None) -> int:
-    """Count the open orphans in their grace, of one tenant or, with None, of all."""
+def load_newer(tx: Transaction, covered_until: str | None, tenant_id: str | None = None) -> NewerOrphans:
+    """Return what has arrived after the window of a sweep and is open, of one tenant or, with None, of all.
+
+    Args:
+        tx: A reading transaction.
+        covered_until: The upper end of that window; None if there was no sweep, for all that a full sweep would check.
+        tenant_id: The tenant.
+    """
     if not is_storable_tenant(tenant_id):
-        return 0
-    parameters = {"grace_seconds": tx.settings.grace_seconds, "tenant_id": tenant_id}
-    return int(tx.execute(_WAITING, parameters).scalar_one())
+        return NewerOrphans(0, 0.0, at_least=False)
+    parameters = {
+        "covered_until": covered_until,
+        "tenant_id": tenant_id,
+        "grace_seconds": tx.settings.grace_seconds,
+        "max_age_minutes": tx.settings.max_age_minutes,
+        "most": tx.limits.most_counted,
+    }
+    row = tx.execute(_NEWER, parameters).one()
+    return NewerOrphans(row.orphans, row.lag_seconds, at_least=row.orphans >= tx.limits.most_counted)
 
 
 def is_storable_tenant(tenant_id: str | None) -> bool:

@@ -356,8 +356,9 @@ class Sweep:
         if self.counters.misses_unseen:
             self._update_lag(self._unseen_since)
         run = self._as_run(self.error)
-        if self.kind in ("full", "range"):
+        if self.window is not None and self.kind in ("full", "range"):
             run.open_groups = as_groups(self.counters.open_groups())
+            run.covered_until = self.window.until
         run_log.add_run(connected, run, range_of=self.range_of)
 
     def _as_run(self, error: BaseException | None) -> Run:

@@ -109,8 +109,13 @@ def _backlog(snapshot: MetricsSnapshot) -> Iterator[Metric]:
     help_ = "When that was"
     counted_at = None if history.counted_at is None else _epoch(history.counted_at)
     yield _single("open_orphans_counted_timestamp_seconds", help_, counted_at)
-    help_ = "Since when an event is open although its delivery exists; NaN if none is"
-    linkable_since = _epoch(history.now) - history.lag_seconds if history.lag_seconds else None
+    help_ = "Open events that arrived after those; at most 100,000 are counted"
+    yield _single("newer_orphans", help_, snapshot.newer.orphans)
+    help_ = (
+        "Since when an event is open that could have been linked: its delivery exists, or nothing has checked it since"
+        " its grace period; NaN if there is none"
+    )
+    linkable_since = _epoch(history.now) - snapshot.lag_seconds if snapshot.lag_seconds else None
     yield _single("linkable_since_timestamp_seconds", help_, linkable_since)
 
 

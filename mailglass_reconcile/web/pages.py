@@ -30,7 +30,7 @@ from mailglass_reconcile.ops import (
     search,
     status,
 )
-from mailglass_reconcile.ops.deliveries import DeliverySummary, TimelineEvent
+from mailglass_reconcile.ops.deliveries import READ_EVENTS, DeliverySummary, TimelineEvent
 from mailglass_reconcile.ops.orphans import OrphanPage
 from mailglass_reconcile.ops.search import SearchResults, SearchTerm
 from mailglass_reconcile.ops.status import Health, load_health, load_overview
@@ -138,6 +138,7 @@ class Pages:
             hours=hours,
             spans=parameters.HOURS,
             groups_shown=GROUPS,
+            newest_events=READ_EVENTS,
             threshold=LATE_SECONDS,
             threshold_at=chart.y_position(LATE_SECONDS, lag.top),
             backlog=chart.draw_backlog(overview.series),

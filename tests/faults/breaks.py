@@ -349,6 +349,10 @@ BREAKS = (
           "mailglass_reconcile/store/window.py", SWEEP,
           "(SELECT min(arrived_at) + make_interval(secs => :grace_seconds) FROM selected",
           "(SELECT min(arrived_at) FROM selected"),
+    Break("status forgets events between the end of their grace and the next full sweep",
+          "mailglass_reconcile/store/window.py", DOCTOR,
+          "greatest(CAST(:covered_until AS timestamp),",
+          "greatest(CAST(:covered_until AS timestamp), now()::timestamp - make_interval(secs => :grace_seconds),"),
     Break("one more checked orphan than the limit is matched", "mailglass_reconcile/store/window.py", SWEEP,
           "place < :most_checked", "place <= :most_checked"),
 

@@ -26,12 +26,13 @@ TIME = {"type": "string", "format": "date-time", "pattern": "Z$"}
 COUNT = {"type": "integer", "minimum": 0}
 SCHEMA = {
     "type": "object",
-    "required": ["open", "eligible", "waiting", "lag_seconds", "as_of", "groups", "last_success", "last_runs", "totals",
-                 "triggers", "healthy", "problems"],
+    "required": ["open", "eligible", "newer", "at_least", "lag_seconds", "as_of", "groups", "last_success",
+                 "last_runs", "totals", "triggers", "healthy", "problems"],
     "properties": {
         "open": COUNT,
         "eligible": COUNT,
-        "waiting": COUNT,
+        "newer": COUNT,
+        "at_least": {"type": "boolean"},
         "lag_seconds": {"type": "number", "minimum": 0},
         "as_of": TIME,
         "groups": {
@@ -72,7 +73,7 @@ def test_open_orphans_are_shown_as_the_last_full_sweep_left_them(db):
     reconcile()
     insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-3")), orphan_row(postmark("m-4"), age_seconds=5)])
     status = load_status(db.database)
-    assert (status.open, status.eligible, status.waiting) == (3, 2, 1)
+    assert (status.open, status.eligible, status.newer) == (3, 2, 1)
     assert {(g["state"], g["tenant_id"]): g["orphans"] for g in status.groups} == {
         ("unmatched", "acme"): 1,
         ("unmatched", "b"): 1,
@@ -80,6 +81,52 @@ def test_open_orphans_are_shown_as_the_last_full_sweep_left_them(db):
     assert load_status(db.database, tenant_id="b").eligible == 1
     now = reconciler.prepare(dry_run=True).run()
     assert (now.scanned, now.linked, now.unmatched) == (3, 1, 2)
+
+
+SWEPT_EARLIER = """
+UPDATE mailglass_reconcile_runs
+   SET started_at = started_at - interval '200 seconds', finished_at = finished_at - interval '200 seconds',
+       covered_until = covered_until - interval '200 seconds'
+"""
+
+
+def test_what_arrived_after_the_window_of_the_last_full_sweep_is_open_although_its_grace_has_ended(db, command):
+    """500 events that could be linked were once "0 open events" from the end of their grace to the next sweep."""
+    insert(db, [], [orphan_row(postmark("m-1"))])
+    reconcile()
+    db.run(SWEPT_EARLIER)
+    insert_pairs(db, 3, age_seconds=200)
+    insert(db, [], [orphan_row(postmark("m-2"), tenant_id="b", age_seconds=5)])
+    status = load_status(db.database)
+    assert (status.open, status.eligible, status.newer, status.at_least) == (5, 1, 4, False)
+    assert status.lag_seconds == pytest.approx(140, abs=5)
+    assert status.healthy
+    assert [load_status(db.database, tenant_id=tenant).newer for tenant in (TENANT, "b")] == [3, 1]
+    assert "\n4 more have arrived since\nthe oldest that could be linked has been open for 2 minutes" in (
+        command("status").stdout
+    )
+    assert reconcile().linked == 3
+    status = load_status(db.database)
+    assert (status.eligible, status.newer, status.lag_seconds) == (1, 1, 0)
+
+
+def test_what_arrived_after_a_sweep_and_was_found_to_have_no_delivery_is_not_late(db):
+    """A writer has compared it with deliveries already, and stored the state."""
+    reconcile()
+    db.run(SWEPT_EARLIER)
+    insert(db, [], [orphan_row(postmark("m-1"), age_seconds=200)])
+    db.run("UPDATE mailglass_open_orphans SET state = 'unmatched'")
+    status = load_status(db.database)
+    assert (status.newer, status.lag_seconds) == (1, 0)
+
+
+def test_newer_orphans_are_counted_up_to_a_limit(db, command, set_limits):
+    reconcile()
+    insert_pairs(db, 4, age_seconds=5)
+    set_limits(most_counted=3)
+    status = load_status(db.database)
+    assert (status.open, status.newer, status.at_least) == (3, 3, True)
+    assert "at least 3 more have arrived since" in command("status").stdout
 
 
 def test_before_the_first_full_sweep_orphans_are_shown_by_what_is_stored_of_them(db):

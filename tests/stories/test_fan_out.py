@@ -47,6 +47,7 @@ SELECT application_name FROM pg_stat_activity
 """
 
 
+WINDOW = "SELECT started_at - covered_until FROM mailglass_reconcile_runs WHERE kind = 'full' AND ranges IS NOT NULL"
 RANGES = "SELECT ranges, ranges_done FROM mailglass_reconcile_runs WHERE kind = 'full' AND ranges IS NOT NULL"
 
 
@@ -77,6 +78,7 @@ def test_ten_ranges_are_swept_by_two_workers_and_the_lock_is_held_until_a_minute
         [swept] = [run for run in status.last_runs if run["status"] == "ok"]
         assert (swept["kind"], swept["runs"], swept["scanned"], swept["linked"]) == ("full", 1, 50, 50)
         assert site.db.rows(RANGES) == [(10, 10)]
+        assert site.db.value(WINDOW).total_seconds() == pytest.approx(60, abs=5)
         assert status.healthy, status.problems
         assert request_as_beat(site) == "new"
     assert sum(result["scanned"] for result in results) == site.count_links() == 50

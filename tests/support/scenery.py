@@ -52,10 +52,11 @@ SELECT md5('x' || n)::uuid, 'globex', 'delivered', now() - interval '9 days',
 # A day of sweeps, a backlog that came and went, and an hour without any sweep.
 RUNS = """
 INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, scanned, linked, unmatched,
-       ambiguous, tenant_mismatch, unmatchable, duration_ms, remaining, linkable_since, open_groups)
+       ambiguous, tenant_mismatch, unmatchable, duration_ms, remaining, linkable_since, covered_until, open_groups)
 SELECT t, t + interval '1 second', 'full', 'beat', 'ok', o.total + 12, 12, o.total * 7 / 10, o.total / 10,
        o.total / 10, o.total / 10, 100 + o.total / 200, o.total + o.late,
        CASE WHEN o.late > 0 THEN t - make_interval(secs => 40 * (n - 119)) END,
+       t - interval '1 minute',
        (SELECT jsonb_agg(jsonb_build_object('state', s.state, 'tenant_id', 'acme', 'provider', 'postmark',
                                             'orphans', s.orphans))
           FROM (VALUES ('unmatched', o.total * 7 / 10), ('ambiguous', o.total / 10), ('tenant_mismatch', o.total / 10),
@@ -133,12 +134,14 @@ SELECT CAST(substr(r.idempotency_key, 12) AS uuid), 'shop.mail.suppress', r.deli
 # A quiet day of sweeps with one incident that came and went, an hour in which nothing swept, and recent sweeps.
 QUIET_DAY = """
 INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, error, scanned, linked, unmatched,
-       ambiguous, unmatchable, tenant_mismatch, skipped, duration_ms, remaining, linkable_since, open_groups)
+       ambiguous, unmatchable, tenant_mismatch, skipped, duration_ms, remaining, linkable_since, covered_until,
+       open_groups)
 SELECT t, t + interval '1 second', 'full', 'beat', CASE WHEN n = 120 THEN 'failed' ELSE 'ok' END,
        CASE WHEN n = 120 THEN 'DatabaseUnavailableError' END,
        60 + o.late + o.astray, 12, o.waiting, 8, 6, o.astray, o.late, 180 + n % 90 + o.late / 4,
        o.waiting + 14 + o.late + o.astray,
        CASE WHEN o.late > 0 THEN t - make_interval(secs => 300 * (n - 118)) END,
+       t - interval '1 minute',
        (SELECT jsonb_agg(jsonb_build_object('state', s.state, 'tenant_id', 'acme', 'provider', 'postmark',
                                             'orphans', s.orphans))
           FROM (VALUES ('unmatched', o.waiting), ('ambiguous', 8), ('unmatchable', 6), ('matched', o.late),

@@ -245,11 +245,17 @@ def test_the_edges_of_ranges_are_found_in_one_walk_of_the_index_of_arrival(readi
     assert plan.read <= ROWS
 
 
-def test_orphans_in_their_grace_are_counted_without_reading_the_others(reading):
-    """It reads the index of arrival from its end."""
-    plan = probing(reading, lambda: window.count_waiting(reading))
+def test_what_arrived_after_a_sweep_is_counted_without_reading_the_others(reading):
+    """It reads the index of arrival from the end of the window on, at most so many rows."""
+    in_grace = reading.execute("SELECT (now()::timestamp - interval '1 minute')::text").scalar_one()
+    plan = probing(reading, lambda: window.load_newer(reading, in_grace))
     assert plan.indexes == {ARRIVAL}
     assert plan.read == 0
+    few = Transaction(reading.connection, reading.settings, Limits(most_counted=SIZE))
+    plan = probing(few, lambda: window.load_newer(few, None))
+    assert plan.indexes == {ARRIVAL}
+    assert plan.kinds["Sort"] == 0
+    assert plan.read <= SIZE
 
 
 def test_a_list_reads_along_the_index_of_arrival_until_there_are_enough(reading):

@@ -39,6 +39,17 @@ def test_a_sweep_is_seen_in_the_next_scrape(db):
     assert math.isnan(value(after, "linkable_since_timestamp_seconds"))
 
 
+def test_what_arrives_after_a_sweep_is_counted_and_late_after_its_grace(db):
+    """A worker that was killed once left 56,000 events that no metric had."""
+    reconcile()
+    db.run("UPDATE mailglass_reconcile_runs SET covered_until = covered_until - interval '10 minutes'")
+    insert_pairs(db, 2, age_seconds=400)
+    insert_pairs(db, 1, age_seconds=5)
+    after = scrape(db)
+    assert value(after, "newer_orphans") == 3
+    assert time.time() - value(after, "linkable_since_timestamp_seconds") == pytest.approx(340, abs=20)
+
+
 @pytest.mark.slow
 def test_linkable_orphans_have_a_timestamp(db):
     """The age of a timestamp grows while nothing sweeps."""

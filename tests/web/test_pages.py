@@ -73,9 +73,10 @@ def test_the_pages_agree_with_status_orphans_and_explain(db, planted_rows):
     assert re.search(
         r"<dt>Open orphans</dt>\s*<dd>1</dd>\s*<dd class=\"small\">events without a delivery, as of <time", text["/"]
     )
-    assert re.search(r"<dt>In their grace period</dt>\s*<dd>1</dd>", text["/"])
+    assert re.search(r"<dt>Arrived since</dt>\s*<dd>1</dd>", text["/"])
     assert planted_rows["linked"] in text["/"].partition('id="links"')[2]
-    assert "<strong>Healthy.</strong>" in text["/"]
+    healthy = "<strong>Healthy.</strong> Sweeps run; the next full sweep checks the 1 event that has arrived since."
+    assert healthy in text["/"]
     listed = set(re.findall(r'href="./events/([^"]+)"', text["/orphans"]))
     assert listed == {planted_rows["waiting"], planted_rows["open"]}
     assert planted_rows["expired"] in text["/orphans?state=expired"]
@@ -295,7 +296,7 @@ def test_an_empty_page_says_why_it_is_empty(db):
     mailglass_reconcile.reconcile()
     text = Visitor(app(db)).get("/").text
     assert "No orphan was open as of <time" in text
-    assert "No event was linked in the last day." in text
+    assert "None of the newest 2,000 events is a link." in text
 
 
 @pytest.mark.slow

@@ -14,13 +14,14 @@ from mailglass_reconcile.ops.lock_holders import LockHolder
 from mailglass_reconcile.ops.runs import RunHistory
 from mailglass_reconcile.rules.states import FindingStatus
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
-from mailglass_reconcile.store import comparison, handled_types, listing, outbox, privileges, reports, schema
+from mailglass_reconcile.store import comparison, handled_types, listing, outbox, privileges, reports, schema, window
 from mailglass_reconcile.store.comparison import Difference
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.handled_types import HandlerWithoutDispatcher
 from mailglass_reconcile.store.listing import NewestGroup
 from mailglass_reconcile.store.privileges import ComparedRole
 from mailglass_reconcile.store.reports import ProviderReports
+from mailglass_reconcile.store.window import NewerOrphans
 
 OK: Final = "ok"
 WARNING: Final = "warning"
@@ -165,6 +166,16 @@ class CheckContext:
     @cached_property
     def history(self) -> RunHistory:
         return runs.load_history(self.tx)
+
+    @cached_property
+    def newer(self) -> NewerOrphans:
+        """What has arrived after the window of the full sweep that counted last."""
+        return window.load_newer(self.tx, self.history.covered_until)
+
+    @property
+    def lag_seconds(self) -> float:
+        """Seconds for which the oldest open orphan could have been linked, left by a sweep or newer; 0 without one."""
+        return max(self.history.lag_seconds, self.newer.lag_seconds)
 
     @cached_property
     def late_holder(self) -> LockHolder | None:

@@ -7,6 +7,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
+import factories
 import granting
 import mailglass_reconcile
 from database import Database
@@ -14,7 +15,7 @@ from diagnosing import heal, report, use_settings, worst_finding
 from mailglass_reconcile import WebhookEvent, record_webhook
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.ops.checks import ERROR, OK
-from mailglass_reconcile.ops.status import load_problems
+from mailglass_reconcile.ops.status import load_problems, load_status
 from mailglass_reconcile.store import engines, privileges
 from marking import slow_unless
 
@@ -65,6 +66,18 @@ def test_a_recorder_that_lacks_privileges_is_found_by_doctor_and_status_of_other
     assert finding.message in str(load_problems(mailglass_reconcile.runtime.database()))
     heal(db, finding.remedy)
     assert not load_problems(mailglass_reconcile.runtime.database())
+
+
+def test_a_sweep_whose_role_may_not_read_the_window_leaves_the_counts_of_the_sweep_before_it(db, documented):
+    """It has counted nothing; status once showed no open events after it."""
+    factories.orphan(db, factories.postmark("m-1"))
+    use_settings(db, database_url=documented("mailglass_sweeper"))
+    mailglass_reconcile.reconcile()
+    db.run("REVOKE SELECT ON mailglass_reconcile_version FROM mailglass_sweeper")
+    with pytest.raises(mailglass_reconcile.MailglassReconcileError):
+        mailglass_reconcile.reconcile()
+    status = load_status(db.database)
+    assert (status.last_runs[0]["status"], status.eligible, status.newer) == ("failed", 1, 0)
 
 
 @pytest.mark.parametrize("role", [role for role in privileges.ROLES if role.grants], ids=lambda role: role.name)
