@@ -302,7 +302,7 @@ class EventAdmin(LargeTableAdmin):
         return format_html('<a href="{}">{}</a>', address, event.delivery_id)
 
     def get_queryset(self, request: Any) -> Any:
-        return super().get_queryset(request).with_delivery()
+        return super().get_queryset(request).with_delivery().prefetch_related(None)  # only the ids are shown
 
 
 @admin.register(OpenOrphan)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, Literal, Never, NoReturn
 from uuid import UUID
 
@@ -169,8 +170,9 @@ class EventQuerySet(ReadOnlyQuerySet):
     """Events, with the deliveries that they are about if they are asked for."""
 
     def with_delivery(self) -> Any:
-        """Return each event with its `delivery_id`, read through the event that linked it, in one query."""
-        return self.annotate(delivery_id=Coalesce("stored_delivery_id", _LinkedDeliveryId("pk", "tenant_id")))
+        """Return each event with its `delivery_id` and `delivery`: two queries however long the list is."""
+        delivery_id = Coalesce("stored_delivery_id", _LinkedDeliveryId("pk", "tenant_id"))
+        return self.annotate(delivery_id=delivery_id).prefetch_related("delivery")
 
 
 class LedgerManager(models.Manager):
@@ -246,6 +248,20 @@ class Delivery(models.Model):
         return _history(self.pk, self.tenant_id)
 
 
+class _PrefetchedDelivery(cached_property["Delivery | None"]):
+    """The property `Event.delivery`, which `prefetch_related` fills for many events with one query."""
+
+    def is_cached(self, event: Event) -> bool:
+        """Return True if an event's delivery was loaded."""
+        return "delivery" in event.__dict__
+
+    def get_prefetch_querysets(self, events: list[Event], querysets: Any = None) -> tuple[Any, ...]:
+        """Return what `prefetch_related` needs: the deliveries, and how they and the events are compared."""
+        delivery_ids = {event.delivery_id for event in events if event.delivery_id is not None}
+        deliveries = (querysets or [Delivery.objects.all()])[0].filter(pk__in=delivery_ids)
+        return deliveries, attrgetter("pk"), attrgetter("delivery_id"), True, "delivery", True
+
+
 class Event(models.Model):
     """One row of the append-only ledger.
 
@@ -293,9 +309,9 @@ class Event(models.Model):
             delivery_id = Event.objects.with_delivery().values_list("delivery_id", flat=True).filter(pk=self.pk).first()
         return delivery_id
 
-    @cached_property
+    @_PrefetchedDelivery
     def delivery(self) -> Delivery | None:
-        """The delivery of `delivery_id`, in one query."""
+        """The delivery that this event is about; it queries, unless the event is of `with_delivery()`."""
         return None if self.delivery_id is None else Delivery.objects.filter(pk=self.delivery_id).first()
 
 

@@ -57,6 +57,23 @@ def test_a_deliverys_history_has_its_bounce_in_either_order(models, order):
     assert (delivery.state, delivery.history().exclude(type="dispatched").count()) == ("bounced", 1)
 
 
+def test_the_deliveries_of_a_list_of_events_are_one_query_more(models):
+    """Of events that came before their delivery, after it, and without one."""
+    for number in range(20):
+        for record in (bounce, send) if number % 2 else (send, bounce):
+            record(f"m-{number}")
+    bounce("m-99")
+    with CaptureQueriesContext(connection) as captured:
+        events = list(models.Event.objects.with_delivery().filter(type="bounced"))
+        message_ids = [event.delivery.provider_message_id if event.delivery else None for event in events]
+    assert set(message_ids) == {None, *(f"m-{number}" for number in range(20))}
+    assert len(captured) == 2
+    (waiting,) = (event for event in events if event.delivery is None)
+    send("m-99")
+    waiting.refresh_from_db()
+    assert waiting.delivery.provider_message_id == "m-99"
+
+
 def test_a_history_has_no_event_of_another_tenant(db, models):
     """A forged `reconciled` event of one tenant may name an orphan of another."""
     orphan = factories.orphan(db, factories.postmark("m-9"), tenant_id="other")
