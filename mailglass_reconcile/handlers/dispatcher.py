@@ -166,18 +166,22 @@ class _Dispatcher:
         if event is None:
             return _Attempt(job, outbox.EVENT_MISSING)
         handler = registry.get_handler(job.handler)
-        started = False
+        started, handler_error = False, None
         try:
             with begin() as handler_tx, self._start(handler_tx, job) as started:
                 if not started:
                     return None
-                execution.call_handler(handler, handler_tx.connection, event, self._limits.handler_seconds)
+                try:
+                    execution.call_handler(handler, handler_tx.connection, event, self._limits.handler_seconds)
+                except Exception as error:
+                    handler_error = error  # the rollback fails too if Postgres has ended the connection
+                    raise
         except Exception as error:  # an application's handler may fail in any way, which costs that job only
             if execution.is_contention(error):
                 return _Attempt(job, type(error).__name__, contended=True)
             if not started:
                 raise
-            return _Attempt(job, execution.log_error(handler, job, error))
+            return _Attempt(job, execution.log_error(handler, job, handler_error or error))
         return _Attempt(job)
 
     @contextmanager

@@ -57,6 +57,10 @@ class HandlerEndedTransactionError(Exception):
     """A handler ended the transaction that it ran in."""
 
 
+class HandlerTimeoutError(Exception):
+    """A handler took longer than its limit: Postgres may have cancelled its statement or ended its connection."""
+
+
 @contextmanager
 def from_engine() -> Iterator[Begin]:
     """Open one connection of this process's engine for a block."""
@@ -131,9 +135,14 @@ def open_connection() -> AbstractContextManager[Begin]:
 def call_handler(handler: RegisteredHandler, connection: sa.Connection, event: DeliveryEvent, seconds: float) -> None:
     """Call a handler; raise an error if it returned a coroutine or generator, or took longer than *seconds*."""
     began = time.monotonic()
-    _require_finished(handler.function(connection, event))
+    try:
+        _require_finished(handler.function(connection, event))
+    except Exception as error:
+        if time.monotonic() - began > seconds:
+            raise HandlerTimeoutError().with_traceback(error.__traceback__) from error
+        raise
     if time.monotonic() - began > seconds:
-        raise TimeoutError
+        raise HandlerTimeoutError
 
 
 def log_error(handler: RegisteredHandler, job: Job, error: Exception) -> str:
@@ -142,9 +151,10 @@ def log_error(handler: RegisteredHandler, job: Job, error: Exception) -> str:
     One line for each cause and minute: the same error comes with thousands of events.
     """
     name = type(error).__name__[: registry.MAX_NAME]
-    frames = traceback.extract_tb(error.__traceback__)
-    own_frames = [frame for frame in frames if handler.location and frame.filename == handler.location[0]] or frames
-    at = f" at {Path(own_frames[-1].filename).name}:{own_frames[-1].lineno}" if own_frames else ""
+    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if handler.location:  # its last line that ran, or if it has returned its first
+        places = [place for place in places if place[0] == handler.location[0]] or [handler.location]
+    at = f" at {Path(places[-1][0]).name}:{places[-1][1]}" if places else ""
     if log_throttle.allow((handler.name, name, at)):
         logger.warning(
             "handler %s failed on event %s, attempt %d: %s%s (logged once a minute)",

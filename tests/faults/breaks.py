@@ -151,7 +151,7 @@ BREAKS = (
           "None if job.recipient and job.recipient.endswith(ERASED) else job.recipient", "job.recipient"),
     Break("a handler may compute for ever", "mailglass_reconcile/handlers/execution.py", HANDLERS,
           "    if time.monotonic() - began > seconds:\n"
-          "        raise TimeoutError\n",
+          "        raise HandlerTimeoutError\n",
           ""),
     Break("a coroutine that a handler returns is not closed", "mailglass_reconcile/handlers/execution.py", HANDLERS,
           "        if inspect.iscoroutine(result):\n"

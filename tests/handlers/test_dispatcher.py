@@ -5,6 +5,7 @@ import enum
 import logging
 import os
 import sys
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -522,7 +523,7 @@ def test_what_would_not_run_when_it_is_called_is_refused(handler_db, handler):
 def test_a_handler_that_took_too_long_in_python_has_failed(handler_db):
     """Postgres limits its statements only."""
     on_event("bounced", name="slow")(_do_nothing)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(execution.HandlerTimeoutError):
         execution.call_handler(registry.get_handler("slow"), None, None, seconds=0)
 
 
@@ -632,9 +633,19 @@ def test_a_dispatcher_that_is_shut_down_counts_only_the_attempt_that_was_interru
     assert effects(handler_db) == {"effect": 4}
 
 
+HANGS = {
+    "in a statement": lambda connection, seconds: connection.exec_driver_sql(f"SELECT pg_sleep({seconds})"),
+    "in Python": lambda connection, seconds: time.sleep(seconds),
+    "in Python, then in a statement": lambda connection, seconds: (
+        time.sleep(seconds),
+        connection.exec_driver_sql("SELECT 1"),
+    ),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["in a statement", "in Python", "in many statements"])
-def test_a_handler_that_takes_too_long_fails(handler_db, set_limits, way):
+@pytest.mark.parametrize("way", [*HANGS, "in many statements"])
+def test_a_handler_that_takes_too_long_fails_and_its_timeout_is_named(handler_db, set_limits, caplog, way):
     """Its statement is cancelled; Python code goes on, but loses its connection or is rolled back at the end."""
     set_limits(handler_seconds=0.2)
 
@@ -642,17 +653,20 @@ def test_a_handler_that_takes_too_long_fails(handler_db, set_limits, way):
     def handler(connection, event):
         leave_effect("effect", connection, event)
         if event.message_id == "m-0":
-            if way == "in a statement":
-                connection.exec_driver_sql("SELECT pg_sleep(5)")
-            until = dt.datetime.now() + dt.timedelta(seconds=0.4)
-            while dt.datetime.now() < until:
-                if way == "in many statements":
-                    connection.exec_driver_sql("SELECT 1")
+            until = time.monotonic() + 0.6
+            if way in HANGS:
+                HANGS[way](connection, 0.6)
+            while time.monotonic() < until:
+                connection.exec_driver_sql("SELECT 1")
 
     link_orphans(handler_db, 2)
     assert dispatch().handled == 1
     assert states(handler_db) == {"done": 1, "waiting": 1}
     assert effects(handler_db) == {"effect": 1}
+    assert (
+        handler_db.value("SELECT error FROM mailglass_handler_outbox WHERE state = 'waiting'") == "HandlerTimeoutError"
+    )
+    assert "attempt 1: HandlerTimeoutError at test_dispatcher.py:" in caplog.text
 
 
 def test_an_attempt_that_ends_with_its_process_counts(handler_db):
