@@ -131,7 +131,10 @@ GRANT SELECT (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, re
 -- read its delivery
 GRANT SELECT (id, tenant_id, recipient, provider, provider_message_id) ON mailglass_deliveries TO mailglass_dispatcher;
 -- register handlers
-GRANT SELECT, INSERT (type, handler, seen_at), UPDATE (seen_at) ON mailglass_handled_types TO mailglass_dispatcher;
+GRANT SELECT,
+      INSERT (type, handler, seen_at, seen_by),
+      UPDATE (seen_at, seen_by)
+   ON mailglass_handled_types TO mailglass_dispatcher;
 -- record runs
 GRANT SELECT, INSERT, UPDATE ON mailglass_reconcile_runs TO mailglass_dispatcher;
 \endif

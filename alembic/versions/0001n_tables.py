@@ -97,10 +97,11 @@ CREATE TABLE {schema}.mailglass_handled_types (
   type    text NOT NULL,
   handler text NOT NULL,
   seen_at timestamp NOT NULL,
+  seen_by text NOT NULL,
   PRIMARY KEY (type, handler)
 );
 COMMENT ON TABLE {schema}.mailglass_handled_types IS
-  'mailglass-reconcile: the handlers of each type of event, and when a dispatcher last had each';
+  'mailglass-reconcile: the handlers of each type of event, and when and which dispatcher last had each';
 
 CREATE TABLE {schema}.mailglass_open_orphans (
   event_id       uuid PRIMARY KEY,

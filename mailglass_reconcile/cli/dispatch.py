@@ -215,12 +215,8 @@ def _forget(type_: str | None, handler: str | None, yes: bool, as_json: bool) ->
         or type_
         or ""
     )
-    last_seen_seconds = min((registration.seen_seconds for registration in registrations), default=None)
-    last_seen = (
-        "" if last_seen_seconds is None else f"; a dispatcher had one of them {format_duration(last_seen_seconds)} ago"
-    )
     if not yes:
-        _confirm(f"forget {names} and delete {pluralize(waiting, 'waiting job')}{last_seen}? This cannot be undone")
+        _confirm(f"forget {names} and delete {pluralize(waiting, 'waiting job')}? This cannot be undone")
     deleted = administration.forget(database, type_, handler)
     forgotten = [{"handler": registration.handler, "type": registration.type} for registration in registrations]
     text = f"forgot {names} and deleted {pluralize(deleted, 'waiting job')}"

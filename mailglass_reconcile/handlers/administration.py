@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from uuid import UUID
 
@@ -9,11 +10,14 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.handlers import registration
 from mailglass_reconcile.rules.event_types import TYPES
-from mailglass_reconcile.rules.humanize import did_you_mean
+from mailglass_reconcile.rules.humanize import did_you_mean, format_duration, pluralize, sanitize
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import handled_types, outbox
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.handled_types import Registered, Registration
+
+UNSEEN_SECONDS = 20 * 60
+"""Seconds after which no dispatcher has a handler any more: each writes its own every ten minutes."""
 
 
 def retry(database: Database, event_id: UUID | None = None, handler: str | None = None) -> int:
@@ -73,9 +77,10 @@ def replay(database: Database, registrations: Sequence[Registration], seconds: f
 
 
 def load_registrations(database: Database, type_: str | None, handler: str | None) -> tuple[list[Registered], int]:
-    """Load the registrations of a type, a handler or both, and count their waiting jobs.
+    """Load the registrations of a type, a handler or both to forget, and count their waiting jobs.
 
-    If there is nothing to forget, an error says so.
+    Raises:
+        MailglassReconcileError: There are none, or a dispatcher still has one, and would register it again.
     """
     with database.reading() as tx:
         selected = handled_types.load_registered(tx, type_=type_, handler=handler)
@@ -83,7 +88,19 @@ def load_registrations(database: Database, type_: str | None, handler: str | Non
         all_registered = handled_types.load_registered(tx)
     if not selected and not waiting:
         raise MailglassReconcileError(f"{_none_registered(all_registered, type_, handler)}, and no job of it waits")
+    _require_unseen(selected)
     return selected, waiting
+
+
+def _require_unseen(registrations: Sequence[Registered]) -> None:
+    last = min(registrations, key=lambda row: row.seen_seconds, default=None)
+    if last is not None and last.seen_seconds < UNSEEN_SECONDS:
+        remaining = math.ceil((UNSEEN_SECONDS - last.seen_seconds) / 60)
+        raise MailglassReconcileError(
+            f"{sanitize(last.seen_by)} had handler {sanitize(last.handler)} {format_duration(last.seen_seconds)} ago,"
+            " and would register it again: stop each process that has it, and run this again in"
+            f" {pluralize(remaining, 'minute')}"
+        )
 
 
 def forget(database: Database, type_: str | None, handler: str | None) -> int:

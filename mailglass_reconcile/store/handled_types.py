@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -11,14 +13,14 @@ from mailglass_reconcile.store.outbox import NewJob
 # A row that was written within ten minutes stays as it is, so that an idle dispatcher only reads. A row that this
 # statement has inserted has no xmax.
 _REGISTER = """
-INSERT INTO {schema}.mailglass_handled_types AS h (type, handler, seen_at)
-SELECT r.type, r.handler, now()::timestamp
+INSERT INTO {schema}.mailglass_handled_types AS h (type, handler, seen_at, seen_by)
+SELECT r.type, r.handler, now()::timestamp, CAST(:process AS text)
   FROM unnest(CAST(:handlers AS text[]), CAST(:types AS text[])) AS r (handler, type)
  WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_handled_types AS s
                     WHERE s.type = r.type AND s.handler = r.handler
                       AND s.seen_at > now()::timestamp - interval '10 minutes' OFFSET 0)
  ORDER BY r.type, r.handler
-    ON CONFLICT (type, handler) DO UPDATE SET seen_at = excluded.seen_at
+    ON CONFLICT (type, handler) DO UPDATE SET seen_at = excluded.seen_at, seen_by = excluded.seen_by
 RETURNING handler, type, xmax = 0 AS is_new
 """
 
@@ -31,7 +33,7 @@ SELECT handler, string_agg(type, ', ' ORDER BY type) AS types,
 """
 
 _REGISTERED = """
-SELECT handler, type, extract(epoch FROM now()::timestamp - seen_at)::float8 AS seen_seconds
+SELECT handler, type, extract(epoch FROM now()::timestamp - seen_at)::float8 AS seen_seconds, seen_by
   FROM {schema}.mailglass_handled_types
  WHERE (CAST(:type AS text) IS NULL OR type = CAST(:type AS text))
    AND (CAST(:handler AS text) IS NULL OR handler = CAST(:handler AS text))
@@ -97,11 +99,12 @@ class HandlerWithoutDispatcher(NamedTuple):
 
 
 class Registered(NamedTuple):
-    """A registration in the database, and how many seconds ago a dispatcher last had it."""
+    """A registration in the database, how many seconds ago a dispatcher last had it, and that one's host and pid."""
 
     handler: str
     type: str
     seen_seconds: float
+    seen_by: str
 
 
 class Page(NamedTuple):
@@ -113,7 +116,8 @@ class Page(NamedTuple):
 
 def register(tx: Transaction, registrations: Collection[Registration]) -> list[Registration]:
     """Register this process's handlers, so that events of their types get jobs. Return the new ones."""
-    rows = tx.execute(_REGISTER, column_arrays(("handlers", "types"), registrations))
+    process = f"{socket.gethostname()}, pid {os.getpid()}"
+    rows = tx.execute(_REGISTER, {**column_arrays(("handlers", "types"), registrations), "process": process})
     return [Registration(row.handler, row.type) for row in rows if row.is_new]
 
 

@@ -229,7 +229,7 @@ DISPATCHER = Role(
         Grant(
             "register handlers",
             "mailglass_handled_types",
-            {"SELECT": WHOLE, "INSERT": "type handler seen_at", "UPDATE": "seen_at"},
+            {"SELECT": WHOLE, "INSERT": "type handler seen_at seen_by", "UPDATE": "seen_at seen_by"},
         ),
         Grant("record runs", "mailglass_reconcile_runs", {"SELECT": WHOLE, "INSERT": WHOLE, "UPDATE": WHOLE}),
     ),

@@ -86,7 +86,8 @@ def test_a_command_that_is_advised_may_be_run_by_the_role_of_the_page(db, acting
         [factories.delivery_row("m-1", id=DELIVERY)],
         [factories.orphan_row(factories.postmark("m-1"), id=EVENT)],
     )
-    db.run("INSERT INTO mailglass_handled_types (type, handler, seen_at) VALUES ('bounced', 'suppress', now())")
+    db.run("INSERT INTO mailglass_handled_types (type, handler, seen_at, seen_by)"
+           " VALUES ('bounced', 'suppress', '2026-01-01', 'web, pid 7')")  # fmt: skip
     result = commands.run_unchecked(db, *fill_placeholders(command), MAILGLASS_DATABASE_URL=acting(role_of(command)))
     output = result.stdout + result.stderr
     assert result.returncode in (0, 1), output

@@ -1,5 +1,8 @@
 """Handlers that are registered and forgotten, and the events that they missed."""
 
+import os
+import socket
+
 import pytest
 import sqlalchemy as sa
 
@@ -10,7 +13,7 @@ import meter
 from handling import effects, failing, handle, leaving, states
 from mailglass_reconcile import Sent, dispatch, on_event, record_send
 from mailglass_reconcile.errors import MailglassReconcileError
-from mailglass_reconcile.handlers import administration, registration
+from mailglass_reconcile.handlers import registration
 from mailglass_reconcile.handlers.administration import count_missed, load_replayable, replay
 from mailglass_reconcile.store import handled_types
 from mailglass_reconcile.store.database import uuid7
@@ -196,11 +199,15 @@ def test_the_command_replays_after_a_question(missed, tmp_path):
     assert effects(missed) == {"suppress": 4}
 
 
+SEEN = "UPDATE mailglass_handled_types SET seen_at = now()::timestamp - make_interval(secs => :seconds)"
+
+
 def test_a_handler_is_forgotten_with_its_waiting_jobs(handler_db):
     """Done and dead jobs stay until they are pruned; other handlers keep theirs; no further job is enqueued."""
     factories.delivery(handler_db, "m-1")
     handle(handler_db, ("audit", "bounced"), ("gone", "bounced"), ("gone", "opened"))
     handler_db.handled.clear()
+    handler_db.run(SEEN, seconds=1201)
     with handler_db.engine.begin() as connection:
         record(connection, event("m-1", "bounced"), event("m-1", "opened", provider_event_id="2"))
     refused = commands.run_unchecked(handler_db, "dispatch", "--forget", "--handler", "gone")
@@ -227,6 +234,7 @@ def test_a_type_is_forgotten_for_all_its_handlers(handler_db):
     with handler_db.engine.begin() as connection:
         record(connection, event("m-1", "bounced"), event("m-1", "opened", provider_event_id="2"))
     handler_db.handled.clear()
+    handler_db.run(SEEN, seconds=1201)
     commands.run(handler_db, "dispatch", "--forget", "bounced", "--yes")
     assert handler_db.rows(JOBS) == [("bad", "opened", "waiting")]
     assert ("bad", "bounced") not in handler_db.rows(REGISTERED)
@@ -235,13 +243,23 @@ def test_a_type_is_forgotten_for_all_its_handlers(handler_db):
     assert (mistyped.returncode, mistyped.stderr) == (1, f"mailglass-reconcile: {words}")
 
 
-def test_a_handler_that_still_has_a_dispatcher_comes_back(handler_db):
-    """The question says when a dispatcher last had it."""
+def test_a_handler_that_a_dispatcher_may_still_have_is_not_forgotten(handler_db):
+    """That process would register it again, and both it and what replaced it would run."""
     leaving("suppress", "bounced")
-    administration.forget(handler_db.database, "bounced", None)
-    assert handler_db.rows(REGISTERED) == []
+    handler_db.run("DELETE FROM mailglass_handled_types")
     dispatch()
+    forgetting = ("dispatch", "--forget", "--handler", "suppress", "--yes")
+    handler_db.run(SEEN, seconds=150)
+    refused = commands.run_unchecked(handler_db, *forgetting)
+    assert (refused.returncode, refused.stderr) == (
+        1,
+        f"mailglass-reconcile: {socket.gethostname()}, pid {os.getpid()} had handler suppress 2 minutes ago, and would"
+        " register it again: stop each process that has it, and run this again in 18 minutes\n",
+    )
     assert handler_db.rows(REGISTERED) == [("suppress", "bounced")]
+    handler_db.run(SEEN, seconds=1201)
+    commands.run(handler_db, *forgetting)
+    assert handler_db.rows(REGISTERED) == []
 
 
 @pytest.mark.slow

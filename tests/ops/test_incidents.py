@@ -280,7 +280,7 @@ def is_quick(incident: Incident) -> bool:
 
 
 def djangos(check: str) -> list[str]:
-    """Return the messages of `manage.py check --database` about one check."""
+    """Return the messages of `manage.py check --database` about one check, warnings and errors."""
     checks = import_module("mailglass_reconcile.contrib.django.checks")  # Django is set up by now
     messages = checks.check_database(databases=["default"])
     ids = (f"mailglass_reconcile.{check}", f"mailglass_reconcile.{check}.error")

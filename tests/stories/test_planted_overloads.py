@@ -96,7 +96,8 @@ def planted(mailglass_databases: Databases, template: str, redis_url: str, admin
 
 def _insert_rows(db: Database) -> None:
     """Insert a job's type, deliveries, and orphans of several states and ages."""
-    handling.handle(db, ("audit", "delivered"))
+    handling.handle(db, ("audit", "delivered"), ("old", "bounced"))
+    db.run("UPDATE mailglass_handled_types SET seen_at = seen_at - interval '25 minutes' WHERE handler = 'old'")
     factories.delivery(db, "m-1", id=IDS["delivery"])
     factories.orphan(db, factories.postmark("m-1"), id=IDS["orphan"])
     factories.orphan(db, factories.postmark("m-2"), id=IDS["lone"])
@@ -175,7 +176,7 @@ COMMANDS = (
     ("doctor --repair", 0),
     ("erase ada@example.com --dry-run", 0),
     ("erase ada@example.com --yes", 0),
-    ("dispatch --forget --handler audit --yes", 0),
+    ("dispatch --forget --handler old --yes", 0),
     ("migrate --check", 0),
     ("migrate --plan", 0),
     ("migrate --grants", 0),

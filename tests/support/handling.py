@@ -39,8 +39,9 @@ def handle(db: Any, *registrations: tuple[str, str]) -> None:
     if not db.value("SELECT count(*) FROM mailglass_events WHERE delivery_id IS NOT NULL"):
         db.handled.update(registrations)
     db.run(
-        "INSERT INTO mailglass_handled_types (handler, type, seen_at)"
-        " SELECT *, now() FROM unnest(CAST(:handlers AS text[]), CAST(:types AS text[])) ON CONFLICT DO NOTHING",
+        "INSERT INTO mailglass_handled_types (handler, type, seen_at, seen_by)"
+        " SELECT *, now(), 'a dispatcher' FROM unnest(CAST(:handlers AS text[]), CAST(:types AS text[]))"
+        " ON CONFLICT DO NOTHING",
         handlers=[handler for handler, _ in registrations],
         types=[type_ for _, type_ in registrations],
     )

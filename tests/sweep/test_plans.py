@@ -91,7 +91,7 @@ INSERT INTO mailglass_handler_outbox
 SELECT md5('event' || n)::uuid, 'audit', md5('delivery' || n)::uuid, 'delivered',
        CASE WHEN n <= 16000 THEN 'done' ELSE 'waiting' END, 1, now()::timestamp, now()::timestamp,
        CASE WHEN n <= 16000 THEN now()::timestamp END FROM generate_series(1, 20000) AS n;
-INSERT INTO mailglass_handled_types SELECT 'type-' || n, 'audit', now() FROM generate_series(1, 16) AS n;
+INSERT INTO mailglass_handled_types SELECT 'type-' || n, 'audit', now(), 'web, pid 7' FROM generate_series(1, 16) AS n;
 """.replace("{rank}", str(RANK))
 
 

@@ -240,8 +240,8 @@ def test_a_check_that_fails_at_warnings_is_a_gate_and_no_finding_ends_djangos_ow
 def test_hints_about_handlers_are_those_of_a_django_project(app, db, caplog):
     """`ready()` loads them in the web process and in Celery's worker, and no variable names their modules."""
     reconcile()
-    db.run("INSERT INTO mailglass_handled_types (type, handler, seen_at)"
-           " VALUES ('bounced', 'suppress', now() AT TIME ZONE 'UTC' - interval '2 hours')")  # fmt: skip
+    db.run("INSERT INTO mailglass_handled_types (type, handler, seen_at, seen_by)"
+           " VALUES ('bounced', 'suppress', now() AT TIME ZONE 'UTC' - interval '2 hours', 'web, pid 7')")  # fmt: skip
     (finding,) = run_checks(tags=[Tags.database], databases=["default"])
     assert "start a dispatcher with the handler's module imported in an AppConfig's ready()" in finding.hint
     assert "`manage.py mailglass dispatch --forget --handler suppress`" in finding.hint
