@@ -1,4 +1,4 @@
-"""Writes the generated blocks of the pages, the JSON schemas, `grants.sql` and the grants of `docker-compose.yml`.
+"""Writes the generated blocks of the pages, and the JSON schemas.
 
 `python docs/reference.py` writes them; with `--check`, it names the files that differ, and exits with 1. A block stands
 between the comments `<!-- NAME: written by docs/reference.py -->` and `<!-- end -->`. A limit stands before a comment
@@ -211,12 +211,7 @@ def generated() -> dict[Path, str]:
         page: LIMIT.sub(with_limit, MARKED.sub(lambda match: match[1] + texts[match[2]] + match[4], text))
         for page, text in pages.items()
     }
-    compose = DOCS.parent / "docker-compose.yml"
-    return files | {
-        DOCS / "grants.sql": privileges.format_grants("public"),
-        compose: with_compose_grants(compose.read_text()),
-        **{SCHEMAS / f"{name}.json": text for name, text in json_schemas.texts().items()},
-    }
+    return files | {SCHEMAS / f"{name}.json": text for name, text in json_schemas.texts().items()}
 
 
 def owners_markers() -> dict[str, Any]:
@@ -270,7 +265,7 @@ def blocks() -> dict[str, str]:
         "providers": links(),
         "accepted": two_columns("field", "accepted", ACCEPTED),
         "repaired": two_columns("value", "becomes", REPAIRED),
-        "roles": roles(),
+        "addresses": addresses(),
         "settings": settings(),
         "versions": versions(),
         "schemas": schemas(),
@@ -324,22 +319,6 @@ def measured_costs() -> str:
     return textwrap.fill(text, 120) + "\n"
 
 
-COMPOSE_ROLES = (privileges.SWEEPER, privileges.DISPATCHER, privileges.RECORDER, privileges.READER)
-
-
-def compose_grants() -> str:
-    """Return the GRANT statements of the compose file's roles for psql, in the schema of its search path."""
-    lines = [line for role in COMPOSE_ROLES for line in privileges.statements(role, with_purposes=False)]
-    return privileges.CHOOSE_TABLES + "\n".join(lines) + "\n"
-
-
-def with_compose_grants(compose: str) -> str:
-    """Return `docker-compose.yml` with the statements of its service `grants`."""
-    head, begin, after = compose.partition("  grants:\n    content: |\n")
-    _, end, tail = after.partition("\nvolumes:\n")
-    return head + begin + textwrap.indent(compose_grants(), " " * 6) + end + tail
-
-
 def links() -> str:
     """Return a link to each provider's block."""
     records = map(registry.get_provider, registry.PROVIDERS)
@@ -356,70 +335,35 @@ def reports(record: Provider) -> str:
     return f"- **reports**: {', '.join(texts)}\n"
 
 
-OWNER = (
-    "| owner | `migrate`, `dispatch --replay`, `dispatch --forget` | everything: it owns the tables | | all tables |"
-)
+ADDRESSES = {
+    "mailglass_deliveries": {"recipient", "metadata", "last_error"},
+    "mailglass_open_orphans": {"recipient"},
+    "mailglass_webhook_events": {"raw_payload"},
+}
+"""The columns that hold e-mail addresses, by table."""
 TABLES = {
     "mailglass_deliveries": "deliveries",
     "mailglass_open_orphans": "open events",
     "mailglass_webhook_events": "raw webhooks",
 }
+MADE_BY = {"": "", "made_by_migrate": " of tables made by migrate", "made_by_mailglass": " of tables made by Mailglass"}
 
 
-MAY = {
-    "mailglass_writer": (
-        "append events of any tenant",
-        "read any table",
-    ),
-    "mailglass_recorder": (
-        "append events, insert deliveries and update their state",
-        "read `metadata` of deliveries or raw webhooks, change a delivery's tenant or recipient, delete"
-        " more than old URLs of certificates",
-    ),
-    "mailglass_sweeper": (
-        "append `reconciled` events, update the state of deliveries, close open events, and delete events"
-        " of the age that the owner has stored (none by default)",
-        "read `metadata` of deliveries, or raw webhooks except on tables that Mailglass made, change a"
-        " delivery's tenant or recipient, change the schema",
-    ),
-    "mailglass_dispatcher": (
-        "read events and recipients, update the jobs, and what you grant it for your handlers",
-        "write events or deliveries",
-    ),
-    "mailglass_eraser": (
-        "replace recipients, and empty `metadata` of deliveries and raw webhooks, but not those of Mailglass",
-        "read events, change the state of deliveries",
-    ),
-    "mailglass_reader": (
-        "read events and deliveries",
-        "read `metadata` of deliveries, write",
-    ),
-}
-"""What each role may do, and what it may not."""
-ADDRESSES = {
-    "mailglass_deliveries": ("recipient", "metadata", "last_error"),
-    "mailglass_open_orphans": ("recipient",),
-    "mailglass_webhook_events": ("raw_payload",),
-}
-"""The columns that hold e-mail addresses, by table."""
-
-
-def roles() -> str:
-    """Return what each role runs, may do, and of whom it sees e-mail addresses, from its privileges."""
-    rows = ["| role | runs | may | may not | sees e-mail addresses in |", "|---|---|---|---|---|", OWNER]
-    for role in privileges.ROLES:
+def addresses() -> str:
+    """Return in which tables each role sees e-mail addresses, from its privileges."""
+    rows = ["| role | sees e-mail addresses in |", "|---|---|", "| owner | all tables |"]
+    for role in privileges.documented_roles():
         seen = ", ".join(sorted(_tables_with_addresses(role))) or "no table"
-        may, may_not = MAY[role.name]
-        rows.append(f"| `{role.name}` | {role.runs} | {may} | {may_not} | {seen} |")
+        rows.append(f"| `{role}` | {seen} |")
     return "\n".join(rows) + "\n"
 
 
-def _tables_with_addresses(role: privileges.Role) -> Iterator[str]:
-    for grant in role.grants:
-        with_addresses = set(ADDRESSES.get(grant.object, ()))
-        columns = grant.privileges.get("SELECT")
-        if with_addresses and columns is not None and (not columns or with_addresses & set(columns.split())):
-            yield TABLES[grant.object] + ("" if grant.condition == "everywhere" else f" of {grant.condition}")
+def _tables_with_addresses(role: str) -> Iterator[str]:
+    for required in privileges.documented_privileges():
+        addresses = ADDRESSES.get(required.object, set())
+        seen = addresses & {*required.columns} if required.columns else addresses
+        if required.role == role and required.privilege == "SELECT" and seen:
+            yield TABLES[required.object] + MADE_BY[required.condition]
 
 
 MORE_ON_STATES = {

@@ -40,7 +40,7 @@ def migrate(plan: bool, check: bool, grants: bool, remove: bool, tables: bool, y
     if grants:
         from mailglass_reconcile.store import privileges  # noqa: PLC0415 - as above
 
-        click.echo(privileges.format_grants(runtime.get_settings().database_schema), nl=False)
+        click.echo(privileges.load_script(runtime.get_settings().database_schema), nl=False)
         return
     engine, settings = runtime.get_engine(), runtime.get_settings()
     if check:

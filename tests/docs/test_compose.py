@@ -19,7 +19,6 @@ import httpx
 import jsonschema
 import pytest
 import redis
-import reference
 import yaml
 from sqlalchemy.engine import make_url
 
@@ -157,12 +156,11 @@ def test_the_head_of_the_file_makes_each_secret(tmp_path):
     assert written["redis-url"] == f"redis://:{written['redis']}@redis:6379/0"
 
 
-def test_each_role_gets_the_grants_of_the_document():
-    """They are the same, but for the schema, which its owner grants, and the choice by who made the tables."""
+def test_each_role_may_use_the_schema():
+    """The owner of the tables cannot grant this."""
     for role in GRANTED:
         usage = granting.STATEMENTS[role][0]
         assert usage in COMPOSE["configs"]["roles"]["content"].replace(':"schema"', "public")
-    assert {role.name for role in reference.COMPOSE_ROLES} == set(GRANTED)
 
 
 def test_only_dashboard_and_receiver_can_be_reached_and_from_this_machine_only():
@@ -269,13 +267,12 @@ class Surroundings:
     def grant(self) -> None:
         """Run the service `grants`."""
         script = self.directory / "grants.sql"
-        script.write_text(self.replace_places(COMPOSE["configs"]["grants"]["content"]))
-        _psql, *options, url = COMPOSE["services"]["grants"]["command"]
-        assert url.endswith(f"?options=-csearch_path%3D{SCHEMA}")
+        grants = (ROOT / COMPOSE["configs"]["grants"]["file"]).read_text()
+        script.write_text(granting.for_roles(grants, f"_{self.suffix}"))
+        _psql, *options, _url = COMPOSE["services"]["grants"]["command"]
         owned = installation(self.owner)
-        place = make_url(url_of(owned)).update_query_dict({"options": f"-csearch_path={self.schema}"})
-        local_options = [option.replace("/grants.sql", str(script)) for option in options]
-        self.run("migrate", [client("psql", owned), *local_options, place.render_as_string(hide_password=False)])
+        options = [option.replace("/grants.sql", str(script)).replace(SCHEMA, self.schema) for option in options]
+        self.run("migrate", [client("psql", owned), *options, url_of(owned)])
 
 
 @pytest.fixture

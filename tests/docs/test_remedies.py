@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 PLACES = [pages.ROOT / "docs" / name for name in ("doctor.md", "trouble.md")]
 PLACES += [*(pages.ROOT / "mailglass_reconcile").rglob("*.py"), *(pages.ROOT / "mailglass_reconcile").rglob("*.html")]
-COMMAND = re.compile(r"`mailglass-reconcile ([^`&\n\"]+)")
+COMMAND = re.compile(r"`mailglass-reconcile ([^`&|\n\"]+)")
 COMMANDS_NAMED = sorted({command.strip() for path in PLACES for command in COMMAND.findall(path.read_text())})
 """As they stand there, with placeholders."""
 NOT_RUN = {"trigger", "receive", "serve", "listen", "follow", "demo"}

@@ -24,10 +24,12 @@ import granting
 import handling
 import mailglass_reconcile
 import overloads
+import processes
 import receivers
 from anymail_sends import ANN, STORY, Message
 from anymail_webhooks import POSTMARK
 from browsing import TOKEN, Visitor
+from catalog import client, installation, url_of
 from database import Database
 from drivers import Driver
 from installation import PATIENCE, QUEUE
@@ -216,6 +218,19 @@ def test_a_command(db, planted, role):
             if (result := results[line]).returncode != exit_code
         ]
         assert unexpected == []
+
+
+def test_psql_with_the_grants_of_the_documented_roles(db, planted):
+    """It runs as the owner of the tables."""
+    script = granting.SCRIPT
+    for role, login in planted.logins.items():
+        script = script.replace(role, login)
+    db.run("REVOKE USAGE ON SCHEMA public FROM PUBLIC")
+    tables = installation(db.url)
+    psql = [client("psql", tables), "--no-psqlrc", "--quiet", url_of(tables)]
+    tables.engine.dispose()
+    granted = processes.run(psql, stdin=script)
+    assert (granted.returncode, granted.stderr) == (0, "")
 
 
 PAGES = (

@@ -157,7 +157,7 @@ class System:
 
 @contextmanager
 def running_system(folder: Path) -> Iterator[System]:
-    """Yield a system on a small disk, whose processes have the roles of docs/grants.sql; *folder* has its files.
+    """Yield a system on a small disk, whose processes have the documented roles; *folder* has its files.
 
     Autovacuum is off, because it removes a file that new connections need and that cannot be written on a full disk.
     """

@@ -72,7 +72,7 @@ def test_an_installed_wheel_migrates(wheel, tmp_path, empty_database_url):
     program = "import mailglass_reconcile, sys; from mailglass_reconcile.cli import main; "
     program += f"assert mailglass_reconcile.__file__.startswith({str(tmp_path)!r}); sys.exit(main())"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "MAILGLASS_DATABASE_URL": empty_database_url}
-    for arguments in (["migrate"], ["migrate", "--check"]):
+    for arguments in (["migrate"], ["migrate", "--check"], ["migrate", "--grants"]):
         command = [sys.executable, "-c", program, *arguments]
         subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True)
 

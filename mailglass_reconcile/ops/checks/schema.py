@@ -13,7 +13,7 @@ from mailglass_reconcile.store.revision import find_mismatch, is_newer
 
 @check("roles", fast=True)
 def roles(context: CheckContext) -> Iterator[Finding]:
-    """The documented roles that are used here have the privileges that docs/roles.md gives them."""
+    """The documented roles that are used here have the privileges that `migrate --grants` gives them."""
     other_roles = [role for role in context.roles if not role.is_current and role.name != context.current_role.grantee]
     missing_privileges = privileges.find_missing(context.tx, other_roles)
     yield from _describe_missing(missing_privileges)
@@ -40,7 +40,7 @@ def role_privileges(context: CheckContext) -> Iterator[Finding]:
     role = context.current_role
     missing_privileges = privileges.find_missing(context.tx, [role])
     yield from _describe_missing(missing_privileges)
-    if not missing_privileges and role.documented == privileges.SWEEPER.name:
+    if not missing_privileges and role.documented == privileges.SWEEPER:
         yield from _retention(context)
     elif not missing_privileges:
         yield ok(f"role {role.name} has the privileges that it needs")
@@ -50,9 +50,9 @@ def role_privileges(context: CheckContext) -> Iterator[Finding]:
 def readable(context: CheckContext) -> Iterator[Finding]:
     """Doctor has the sweeper's privileges: with others it could read only a part."""
     role = context.current_role
-    if role.documented != privileges.SWEEPER.name:
+    if role.documented != privileges.SWEEPER:
         yield error(
-            f"doctor needs the privileges of {privileges.SWEEPER.name}, and role {role.name} has others:"
+            f"doctor needs the privileges of {privileges.SWEEPER}, and role {role.name} has others:"
             " nothing else of the database was checked",
             "run `mailglass-reconcile doctor` as the role of the worker, or as the owner of the tables",
         )

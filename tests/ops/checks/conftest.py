@@ -14,7 +14,7 @@ from diagnosing import SWEEPERS, use_settings
 
 @pytest.fixture
 def role(db: Database, admin: sa.Engine) -> Iterator[str]:
-    """Create a login with the sweeper's grants in docs/grants.sql, with which the doctor connects."""
+    """Create a login with the sweeper's documented grants, with which the doctor connects."""
     name = f"mgtest_role_{uuid.uuid4().hex[:12]}"
     with admin.connect() as connection:
         connection.exec_driver_sql(f"CREATE ROLE {name} LOGIN PASSWORD 'secret'")

@@ -234,10 +234,9 @@ def test_an_index_of_mailglass_s_that_costs_only_speed_is_not_missed(mailglass_d
 
 
 REVOCABLE = [
-    (f"{privilege} ({', '.join(columns.split())})" if columns else privilege, grant.object)
-    for grant in privileges.SWEEPER.grants
-    if grant.condition == "everywhere"
-    for privilege, columns in grant.privileges.items()
+    (str(required), required.object)
+    for required in privileges.documented_privileges()
+    if required.role == privileges.SWEEPER and not required.condition
 ]
 
 

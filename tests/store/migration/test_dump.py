@@ -44,13 +44,13 @@ def own_server_url() -> Iterator[str]:
 def test_after_a_removal_our_roles_are_dropped_as_documented(own_server_url, schema, shape):
     """DROP OWNED takes back their privileges on what stays; those of other roles stay."""
     database = live(own_server_url, schema, shape)
-    roles = [role.name for role in privileges.ROLES]
+    roles = privileges.documented_roles()
     database.run("".join(f"CREATE ROLE {name};" for name in [*roles, "app"]))
     database.run("REVOKE USAGE ON SCHEMA public FROM PUBLIC; GRANT SELECT (id) ON mailglass_events TO app")
     before = dump(database)
     database.migrate()
     psql = [client("psql", database), "--no-psqlrc", "-q", url_of(database)]
-    subprocess.run(psql, input=privileges.format_grants(schema), text=True, check=True)
+    subprocess.run(psql, input=privileges.load_script(schema), text=True, check=True)
     database.remove()
     assert database.remove()[-1] == "nothing to do: there is nothing to remove"
     for name in roles:

@@ -1,30 +1,53 @@
--- The privileges of each role. Run this as the owner of the tables, after `mailglass-reconcile migrate`:
---   psql "$MAILGLASS_DATABASE_URL" -f grants.sql
--- Create the roles that you need first: psql skips a role that does not exist.
--- `mailglass-reconcile migrate --grants` prints this file for the schema of MAILGLASS_DATABASE_SCHEMA.
+-- The privileges of each role. Run this as the owner of the tables, after each `mailglass-reconcile migrate`:
+--   mailglass-reconcile migrate --grants | psql "$MAILGLASS_DATABASE_URL"
+-- Create the roles that you need first: a role that does not exist is skipped.
 \set ON_ERROR_STOP on
-SET search_path TO public;
-SELECT to_regproc('mailglass_prune_events') IS NOT NULL AS made_by_migrate,
-       to_regproc('mailglass_prune_events') IS NULL AS made_by_mailglass \gset
+\if :{?schema}
+\else
+\set schema public
+\endif
+SET search_path TO :"schema";
+
+SELECT pg_catalog.to_regrole('mailglass_writer') IS NOT NULL AS writer_exists,
+       pg_catalog.to_regrole('mailglass_recorder') IS NOT NULL AS recorder_exists,
+       pg_catalog.to_regrole('mailglass_viewer') IS NOT NULL AS viewer_exists,
+       pg_catalog.to_regrole('mailglass_sweeper') IS NOT NULL AS sweeper_exists,
+       pg_catalog.to_regrole('mailglass_dispatcher') IS NOT NULL AS dispatcher_exists,
+       pg_catalog.to_regrole('mailglass_eraser') IS NOT NULL AS eraser_exists,
+       pg_catalog.to_regrole('mailglass_reader') IS NOT NULL AS reader_exists,
+       pg_catalog.to_regprocedure('mailglass_prune_events(integer, integer, uuid)') IS NOT NULL AS made_by_migrate,
+       pg_catalog.to_regprocedure('mailglass_prune_events(integer, integer, uuid)') IS NULL AS made_by_mailglass
+\gset
+
+-- Only the owner of a schema and superusers can grant USAGE on it.
+DO $$
+DECLARE
+  schema CONSTANT text := pg_catalog.quote_ident(pg_catalog.current_schema());
+  roles CONSTANT text := (
+    SELECT pg_catalog.string_agg(pg_catalog.quote_ident(rolname), ', ')
+      FROM pg_catalog.pg_roles
+     WHERE NOT pg_catalog.has_schema_privilege(oid, pg_catalog.current_schema(), 'USAGE')
+       AND rolname IN ('mailglass_writer', 'mailglass_recorder', 'mailglass_viewer', 'mailglass_sweeper',
+                       'mailglass_dispatcher', 'mailglass_eraser', 'mailglass_reader'));
+BEGIN
+  IF roles IS NULL THEN
+    RETURN;
+  END IF;
+  IF NOT pg_catalog.has_schema_privilege(pg_catalog.current_schema(), 'USAGE WITH GRANT OPTION') THEN
+    RAISE EXCEPTION 'run first, as a superuser: GRANT USAGE ON SCHEMA % TO %', schema, roles;
+  END IF;
+  EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA %s TO %s', schema, roles);
+END;
+$$;
 
 -- mailglass_writer: Mailglass itself, or any program that inserts events.
-SELECT to_regrole('mailglass_writer') IS NOT NULL AS role_exists \gset
-\if :role_exists
-SELECT NOT has_schema_privilege('mailglass_writer', current_schema(), 'USAGE') AS lacks_usage \gset
-\if :lacks_usage
-GRANT USAGE ON SCHEMA public TO mailglass_writer;
-\endif
+\if :writer_exists
 -- append events
 GRANT INSERT ON mailglass_events TO mailglass_writer;
 \endif
 
 -- mailglass_recorder: `receive`, or a program that calls record_webhook() and record_send().
-SELECT to_regrole('mailglass_recorder') IS NOT NULL AS role_exists \gset
-\if :role_exists
-SELECT NOT has_schema_privilege('mailglass_recorder', current_schema(), 'USAGE') AS lacks_usage \gset
-\if :lacks_usage
-GRANT USAGE ON SCHEMA public TO mailglass_recorder;
-\endif
+\if :recorder_exists
 -- refuse a database of another version
 GRANT SELECT ON mailglass_reconcile_version TO mailglass_recorder;
 -- append events, and find those that were recorded before
@@ -57,13 +80,20 @@ GRANT SELECT ON mailglass_handled_types TO mailglass_recorder;
 GRANT SELECT, INSERT, DELETE ON mailglass_webhook_certificates TO mailglass_recorder;
 \endif
 
--- mailglass_sweeper: `sweep`, `follow`, `prune`, `rekey`, `link` and `doctor`, by command, Python or Celery.
-SELECT to_regrole('mailglass_sweeper') IS NOT NULL AS role_exists \gset
-\if :role_exists
-SELECT NOT has_schema_privilege('mailglass_sweeper', current_schema(), 'USAGE') AS lacks_usage \gset
-\if :lacks_usage
-GRANT USAGE ON SCHEMA public TO mailglass_sweeper;
+-- mailglass_viewer: the pages of your application that show what became of a mail.
+\if :viewer_exists
+-- show the state of a delivery, and find it by your own id in its metadata
+GRANT SELECT (id, tenant_id, mailable, stream, recipient, provider, provider_message_id, last_event_type, last_event_at,
+              terminal, dispatched_at, delivered_at, bounced_at, complained_at, suppressed_at, metadata, inserted_at)
+   ON mailglass_deliveries TO mailglass_viewer;
+-- show its history, and why it bounced
+GRANT SELECT (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, reject_reason, metadata,
+              needs_reconciliation)
+   ON mailglass_events TO mailglass_viewer;
 \endif
+
+-- mailglass_sweeper: `sweep`, `follow`, `prune`, `rekey`, `link` and `doctor`, by command, Python or Celery.
+\if :sweeper_exists
 -- refuse a database of another version
 GRANT SELECT ON mailglass_reconcile_version TO mailglass_sweeper;
 -- read orphans, and append `reconciled` events
@@ -99,27 +129,24 @@ GRANT SELECT ON mailglass_handled_types TO mailglass_sweeper;
 GRANT SELECT, INSERT, UPDATE, DELETE ON mailglass_reconcile_runs TO mailglass_sweeper;
 -- know the ages at which the owner of the tables lets it delete rows
 GRANT SELECT ON mailglass_reconcile_retention TO mailglass_sweeper;
+-- delete old events, if a retention is set
 \if :made_by_migrate
--- delete old events, if a retention is set, on tables that `migrate` made
 GRANT EXECUTE ON FUNCTION mailglass_prune_events(integer, integer, uuid) TO mailglass_sweeper;
+\endif
 -- delete old deliveries, as above
+\if :made_by_migrate
 GRANT EXECUTE
    ON FUNCTION mailglass_prune_deliveries(integer, integer, text, text, timestamp, uuid) TO mailglass_sweeper;
 \endif
+-- read recipients from raw webhooks
 \if :made_by_mailglass
--- read recipients from raw webhooks, on tables that Mailglass made
 GRANT SELECT (id, tenant_id, provider, provider_event_id, raw_payload, status, inserted_at)
    ON mailglass_webhook_events TO mailglass_sweeper;
 \endif
 \endif
 
 -- mailglass_dispatcher: `dispatch`.
-SELECT to_regrole('mailglass_dispatcher') IS NOT NULL AS role_exists \gset
-\if :role_exists
-SELECT NOT has_schema_privilege('mailglass_dispatcher', current_schema(), 'USAGE') AS lacks_usage \gset
-\if :lacks_usage
-GRANT USAGE ON SCHEMA public TO mailglass_dispatcher;
-\endif
+\if :dispatcher_exists
 -- refuse a database of another version
 GRANT SELECT ON mailglass_reconcile_version TO mailglass_dispatcher;
 -- claim jobs, and store their results
@@ -140,12 +167,7 @@ GRANT SELECT, INSERT, UPDATE ON mailglass_reconcile_runs TO mailglass_dispatcher
 \endif
 
 -- mailglass_eraser: `erase`.
-SELECT to_regrole('mailglass_eraser') IS NOT NULL AS role_exists \gset
-\if :role_exists
-SELECT NOT has_schema_privilege('mailglass_eraser', current_schema(), 'USAGE') AS lacks_usage \gset
-\if :lacks_usage
-GRANT USAGE ON SCHEMA public TO mailglass_eraser;
-\endif
+\if :eraser_exists
 -- refuse a database of another version
 GRANT SELECT ON mailglass_reconcile_version TO mailglass_eraser;
 -- erase addresses from deliveries
@@ -156,22 +178,17 @@ GRANT SELECT (id, tenant_id, recipient, lock_version),
 GRANT SELECT (event_id, tenant_id, recipient),
       UPDATE (recipient, recipient_lost)
    ON mailglass_open_orphans TO mailglass_eraser;
+-- erase addresses from raw webhooks
 \if :made_by_migrate
--- erase addresses from raw webhooks, on tables that `migrate` made
 GRANT SELECT (id, tenant_id, provider_event_id, raw_payload),
       UPDATE (raw_payload, provider_event_id, updated_at)
    ON mailglass_webhook_events TO mailglass_eraser;
 \endif
 \endif
 
--- mailglass_reader: `status`, `orphans`, `find`, `explain`, `sweep --dry-run`, `prune --dry-run`, `migrate --check` and
--- `serve`.
-SELECT to_regrole('mailglass_reader') IS NOT NULL AS role_exists \gset
-\if :role_exists
-SELECT NOT has_schema_privilege('mailglass_reader', current_schema(), 'USAGE') AS lacks_usage \gset
-\if :lacks_usage
-GRANT USAGE ON SCHEMA public TO mailglass_reader;
-\endif
+-- mailglass_reader: `status`, `orphans`, `find`, `explain`, `sweep --dry-run`, `prune --dry-run`, `migrate --check`
+-- and `serve`.
+\if :reader_exists
 -- refuse a database of another version
 GRANT SELECT ON mailglass_reconcile_version TO mailglass_reader;
 -- show events
@@ -194,19 +211,3 @@ GRANT SELECT (id, tenant_id, mailable, stream, recipient, provider, provider_mes
               suppressed_at)
    ON mailglass_deliveries TO mailglass_reader;
 \endif
-
--- Only the owner of a schema and superusers can grant USAGE on it.
-DO $$
-DECLARE
-  roles CONSTANT text := (
-    SELECT string_agg(quote_ident(rolname), ', ')
-      FROM pg_roles
-     WHERE NOT has_schema_privilege(oid, current_schema(), 'USAGE')
-       AND rolname IN ('mailglass_writer', 'mailglass_recorder', 'mailglass_sweeper', 'mailglass_dispatcher', 'mailglass_eraser',
-                        'mailglass_reader'));
-BEGIN
-  IF roles IS NOT NULL THEN
-    RAISE EXCEPTION 'run first, as a superuser: GRANT USAGE ON SCHEMA % TO %', quote_ident(current_schema()), roles;
-  END IF;
-END;
-$$;
