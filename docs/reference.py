@@ -85,7 +85,8 @@ NAMES = {
     "One event or person": "find_orphans attempt_link Orphan EventMatch link erase Erased",
     "Handlers": "on_event DeliveryEvent dispatch DispatchResult",
     "Live updates": "subscribe subscribe_async Subscription AsyncSubscription Update Missed events_channel",
-    "Celery and configuration": "beat_schedule make_beat_schedule available configure Settings include_object",
+    "Tasks": "tasks.reconcile tasks.reconcile_recent tasks.prune tasks.dispatch beat_schedule make_beat_schedule available",
+    "Configuration": "configure Settings include_object",
     "Errors": "MailglassReconcileError ConfigurationError DatabaseUnavailableError DatabaseRefusedError"
     " RedisUnavailableError SchemaOutdatedError LedgerImmutableError InvalidEventError webhooks.InvalidWebhookError"
     " webhooks.SignatureError webhooks.UnknownProviderError",
@@ -112,8 +113,6 @@ DATA = {
     " without one. A later rule replaces an earlier one.",
     "webhook_reader": "`webhook_reader(name, read=…, verify=…)` registers [your own provider](own-provider.md). The name has 1"
     " to 64 lower-case letters, digits, `-` and `_`.",
-    "make_beat_schedule": "`make_beat_schedule()` returns new entries for an app's `beat_schedule`, with"
-    " [options](celery.md#add-it-to-your-app). Without Celery, it logs one warning and returns an empty dict.",
     "Subscription": "The iterator that `subscribe` returns. `close()` ends the iteration and closes the connection, from any"
     " thread or a signal handler.",
     "AsyncSubscription": "The same for `subscribe_async`, with `aclose()` from any task of the event loop.",
@@ -151,8 +150,8 @@ REPAIRED = {
 
 RESULTS = {"RecordedDelivery", "Recorded", "Refusal", "Orphan", "Erased", "Update", "Missed"}
 """Classes that only functions make: the page shows their attributes, and no signature."""
-INNER = {"action"}
-"""Attributes for internal use."""
+INNER = {"action", "self"}
+"""Attributes for internal use, and a task's own first argument."""
 STANDARD = {"Any", "Iterable", "Mapping", "Sequence", "UUID", "datetime", *dir(builtins)}
 """Types that a signature shows, with the public names."""
 COMMON = re.compile(
@@ -568,11 +567,21 @@ def _name(path: str) -> str:
     name, value = path.rpartition(".")[2], resolve_name(f"{PACKAGE}.{path}")
     if isinstance(value, type) and issubclass(value, Exception):
         return f"- **`{name}`**: {' '.join((inspect.getdoc(value) or '').split())}"
+    if path.startswith("tasks."):
+        return _task(path, value)
     example = f"\n```python\n{EXAMPLES[name].strip()}\n```\n" if name in EXAMPLES else ""
     if name in DATA:
         return f"### {name}\n\n{DATA[name]}\n{example}"
     described = "".join(_described(inspect.getdoc(value) or ""))
     return f"### {name}\n\n{_signature(name, value)}{described}{example}"
+
+
+def _task(path: str, task: Any) -> str:
+    """Return the signature and description of a Celery task, its expiry, and whether its result is stored."""
+    described = "".join(_described(inspect.getdoc(task.run) or ""))
+    result = "Its result is not stored" if task.ignore_result else "Its result is stored"
+    facts = f"A queued request expires after {task.expires} seconds. {result}.\n"
+    return f"### {path}\n\n{_signature(path.rpartition('.')[2], task.run)}{described}\n{facts}"
 
 
 def _signature(name: str, value: Any) -> str:
@@ -630,7 +639,7 @@ def _described(docstring: str) -> Iterator[str]:
 
 GUIDES = {
     "sweep": "celery.md",
-    "follow": "celery.md#follow-as-a-process",
+    "follow": "production.md#follow",
     "migrate": "upgrading.md",
     "status": "trouble.md#is-everything-all-right",
     "find": "trouble.md#from-an-address-to-an-answer",

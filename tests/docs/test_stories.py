@@ -121,6 +121,29 @@ def test_django_with_anymail_ses_and_celery_beat(reader, empty_database_url, tmp
     assert states(empty_database_url) == [("default", "ada@example.com", "bounced")] * 2
 
 
+def test_celery_with_an_app_of_its_own(reader, empty_database_url):
+    """Its worker and beat sweep, a call by name is answered, and the doctor has no finding."""
+    page = DOCS / "celery.md"
+    *installing, calling, checking = [
+        block for block in pages.section(page, "Add it to your app") if block.language != "text"
+    ]
+    reader.follow([*installing, calling])
+    tables = catalog.installation(empty_database_url)
+    swept = "SELECT status FROM mailglass_reconcile_runs WHERE kind = 'full' AND origin = 'call'"
+    wait_until(lambda: tables.values(swept) == ["ok"])
+    reader.paste(checking)
+    reader.follow(pages.section(page, "The tasks"))
+    reader.process.wait_for("'tenant_id': 'acme'")
+
+
+def test_the_bundled_celery_app(reader):
+    """A worker with beat starts, takes a call by name, and beat starts by itself."""
+    *blocks, beat = pages.section(DOCS / "celery.md", "Without an app of your own")
+    reader.follow(blocks)
+    reader.process.wait_for("'tenant_id': 'acme'")
+    reader.follow([beat])
+
+
 def test_from_an_address_to_an_answer(reader, tmp_path):
     """`find` prints a command for the quickstart's delivery, whose output has a row in the page's table."""
     _, script, running, _ = pages.section(pages.README, "Quickstart")

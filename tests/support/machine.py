@@ -32,7 +32,7 @@ fi
 """
 REDIS = "redis://localhost:6379/0"
 SERVER = re.compile(r"\b(?:uvicorn|flask .*\brun|runserver)\b")
-WORKER = re.compile(r"\bcelery -A \w+ worker\b")
+WORKER = re.compile(r"\bcelery -A \w+ (worker|beat)\b")
 
 
 class Machine:
@@ -147,8 +147,8 @@ class Reader(ExitStack):
         for command, expected in zip(pages.commands(block), pages.outputs(block), strict=True):
             if SERVER.search(command):
                 self._serve(command)
-            elif WORKER.search(command):
-                self._start(command, " ready.")
+            elif match := WORKER.search(command):
+                self._start(command, " ready." if match[1] == "worker" else "beat: Starting")
             elif command.startswith("export ") or re.match(r"\w+\(\) \{", command):
                 self._started.append(self._replace_servers(command))
             elif command.startswith("mkdir ") and " && cd " in command:
