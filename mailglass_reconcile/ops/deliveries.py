@@ -16,6 +16,7 @@ from mailglass_reconcile.rules import event_types, provider_rules, times
 from mailglass_reconcile.rules.addresses import contains_address, normalize_address
 from mailglass_reconcile.rules.humanize import format_ago, pluralize, sanitize
 from mailglass_reconcile.rules.smtp import smtp_status
+from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.database import Transaction, array_literal, column_arrays
 
 MAX_EVENTS = 200
@@ -24,8 +25,6 @@ SOON_SECONDS = 600.0
 """Within ten minutes, a webhook may still be on its way."""
 MAX_NAMING_ORPHANS = 20
 """Open orphans that are read at most for a delivery."""
-READ_EVENTS = 2_000
-"""Events of the ledger that are read to find the latest links among other events."""
 
 # A `reconciled` event stands for the orphan that it links. A provider has reported if one was linked, or if a webhook's
 # event was stored with the delivery.
@@ -297,8 +296,8 @@ def find_newest(
 
 
 def load_recent_links(tx: Transaction, limit: int) -> list[RecentLink]:
-    """Return the links among the newest `READ_EVENTS` events, the latest first, at most *limit*."""
-    rows = tx.execute(_RECENT_LINKS, {"size": limit, "read_at_most": READ_EVENTS})
+    """Return the links among the newest `ledger.NEWEST_EVENTS` events, the latest first, at most *limit*."""
+    rows = tx.execute(_RECENT_LINKS, {"size": limit, "read_at_most": ledger.NEWEST_EVENTS})
     return list(map(RecentLink._make, rows))
 
 

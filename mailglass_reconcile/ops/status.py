@@ -100,7 +100,7 @@ class Overview:
         counted_at: When a full sweep last counted the open orphans; None if none has.
         states: Eligible open orphans at `counted_at` by state, the most frequent first.
         causes: The same by state, tenant and provider, the largest first.
-        links: The latest links among the newest `deliveries.READ_EVENTS` events.
+        links: The latest links among the newest `ledger.NEWEST_EVENTS` events.
         series: Backlog and lag over time, the oldest first.
         health: The findings of the fast checks.
         holder: The session that holds up the oldest event that could be linked; None without one, or with an error.

@@ -93,19 +93,25 @@ class ClaimedEvent(NamedTuple):
     closed: bool = False
 
 
-NEWEST_EVENTS = 5_000
+NEWEST_EVENTS = 2_000
+"""Events of the ledger that are read to find the latest links among other events."""
 
-_NEWEST_LINKS = """
-SELECT count(*)
-  FROM (SELECT type, delivery_id, idempotency_key FROM {schema}.mailglass_events
+_LATEST_LINKS = """
+SELECT tenant_id, extract(epoch FROM now()::timestamp - max(inserted_at))::float8 AS age_seconds
+  FROM (SELECT tenant_id, type, delivery_id, idempotency_key, inserted_at FROM {schema}.mailglass_events
          WHERE id BETWEEN CAST(:after_id AS uuid) AND CAST(:until_id AS uuid) ORDER BY id DESC LIMIT :size) AS e
  WHERE e.type = 'reconciled' OR e.delivery_id IS NOT NULL AND e.idempotency_key LIKE 'webhook:%'
+ GROUP BY tenant_id
 """
 
 
-def newest_links(tx: Transaction, seconds: float) -> int:
-    """Count the newest 5,000 events of the last *seconds* that have linked or attached something."""
-    return int(tx.execute(_NEWEST_LINKS, {**uuid7_bounds(seconds), "size": NEWEST_EVENTS}).scalar_one())
+def load_latest_links(tx: Transaction, seconds: float) -> dict[str, float]:
+    """Return by tenant the age in seconds of its latest event that has linked or attached something.
+
+    Only the newest `NEWEST_EVENTS` events of the last *seconds* are read.
+    """
+    rows = tx.execute(_LATEST_LINKS, {**uuid7_bounds(seconds), "size": NEWEST_EVENTS})
+    return {row.tenant_id: row.age_seconds for row in rows}
 
 
 def link(

@@ -134,7 +134,7 @@ SELECT p.state, left(p.tenant_id, 1000), p.provider, left(d.tenant_id, 1000), co
 # Only an event without keys may have a document that is too long to be read; few of them are read for that.
 _NEWEST_GROUPS = """
 WITH newest AS MATERIALIZED (
-  SELECT event_id, tenant_id, provider, state FROM {schema}.mailglass_open_orphans
+  SELECT event_id, tenant_id, provider, state, arrived_at FROM {schema}.mailglass_open_orphans
    WHERE arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
    ORDER BY arrived_at DESC, event_id DESC LIMIT :size
 -- Orphans of a wrong tenant whose delivery has a later event of the same type: attached, or linked, which has the type
@@ -171,7 +171,8 @@ SELECT n.tenant_id, n.provider, n.state, left(e.type, 512) AS type,
        s.event_id IS NOT NULL AND greatest(octet_length(e.metadata::text), octet_length(e.normalized_payload::text))
                                   > :document_bytes AS is_oversized,
        r.event_id IS NOT NULL AS is_repeated,
-       count(*)::integer AS orphans
+       count(*)::integer AS orphans,
+       extract(epoch FROM now()::timestamp - min(n.arrived_at))::float8 AS age_seconds
   FROM newest AS n
   JOIN {schema}.mailglass_events AS e ON e.id = n.event_id
   LEFT JOIN suspect AS s ON s.event_id = n.event_id
@@ -358,6 +359,7 @@ class NewestGroup(NamedTuple):
         is_oversized: True if the documents are too long to be read.
         is_repeated: True if they have a wrong tenant, and a later event of their type has reached the delivery.
         orphans: The number of orphans.
+        age_seconds: Seconds since the first of them arrived.
     """
 
     tenant_id: str
@@ -367,6 +369,7 @@ class NewestGroup(NamedTuple):
     is_oversized: bool
     is_repeated: bool
     orphans: int
+    age_seconds: float
 
 
 def has_event(tx: Transaction, event_id: str) -> bool:

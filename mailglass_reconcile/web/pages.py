@@ -30,7 +30,7 @@ from mailglass_reconcile.ops import (
     search,
     status,
 )
-from mailglass_reconcile.ops.deliveries import READ_EVENTS, DeliverySummary, TimelineEvent
+from mailglass_reconcile.ops.deliveries import DeliverySummary, TimelineEvent
 from mailglass_reconcile.ops.orphans import OrphanPage
 from mailglass_reconcile.ops.search import SearchResults, SearchTerm
 from mailglass_reconcile.ops.status import Health, load_health, load_overview
@@ -38,7 +38,7 @@ from mailglass_reconcile.ops.unknown_tenants import describe_unknown
 from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.states import OPEN_STATES, RUN_STATUSES
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
-from mailglass_reconcile.store import outbox
+from mailglass_reconcile.store import ledger, outbox
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.listing import ListedEvent
 from mailglass_reconcile.store.runs import KINDS
@@ -138,7 +138,7 @@ class Pages:
             hours=hours,
             spans=parameters.HOURS,
             groups_shown=GROUPS,
-            newest_events=READ_EVENTS,
+            newest_events=ledger.NEWEST_EVENTS,
             threshold=LATE_SECONDS,
             threshold_at=chart.y_position(LATE_SECONDS, lag.top),
             backlog=chart.draw_backlog(overview.series),

@@ -35,6 +35,7 @@ ELSEWHERE = {
     ("order-status.md", "python"): "test_order_status.py",
     ("order-status.md", "sql"): "test_order_status.py",
     ("record-and-receive.md", "sql"): "test_other_languages.py",
+    ("trouble.md", "python"): "test_misrouted.py",
     ("own-provider.md", "python"): "test_own_provider.py",
     ("testing.md", "python"): "testing/test_plugin.py",
     ("upgrading.md", "sql"): "store/migration/test_removal.py",

@@ -17,7 +17,7 @@ import mailglass_reconcile
 import sweeping
 from browsing import Visitor, app
 from diagnosing import heal, worst_finding
-from factories import delivery_row, insert, orphan_row, postmark
+from factories import delivery, delivery_row, insert, insert_pairs, orphan_row, postmark
 from handling import handle
 from mailglass_reconcile.ops import status
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, server
@@ -422,16 +422,31 @@ def cut_short(minutes: int) -> Callable[[Any], object]:
 
 
 def attach_more(db: Any) -> None:
-    """Store three events of a wrong tenant, and four that are attached when they are recorded."""
+    """Store three events of a wrong tenant, and one of that tenant that is attached when it is recorded."""
     astray(3)(db)
+    delivery(db, "m-x", tenant_id="x")
     with db.engine.begin() as connection:
-        record(connection, *(event("m-0", provider_event_id=str(number)) for number in range(4)))
+        record(connection, event("m-x"), tenant_id="x")
 
 
 def link_more(db: Any) -> None:
-    """Store five events of a wrong tenant, in a week in which six were linked."""
+    """Store five events of a wrong tenant, and link one of that tenant."""
     astray(5)(db)
-    change_sweep("linked = 6")(db)
+    insert_pairs(db, 1, "x")
+    sweep(db)
+
+
+def misroute_campaign(db: Any) -> None:
+    """Store a campaign's events under a wrong tenant after many links of other tenants, and one old link of it."""
+    insert_pairs(db, 400)
+    insert_pairs(db, 1, "x")
+    sweep(db)
+    db.broken.add("I3")
+    db.run(
+        "SET LOCAL session_replication_role = replica; UPDATE mailglass_events"
+        " SET inserted_at = inserted_at - interval '10 minutes' WHERE type = 'reconciled' AND tenant_id = 'x'"
+    )
+    astray(300)(db)
 
 
 LIMITS = {
@@ -460,8 +475,9 @@ LIMITS = {
     "a job that failed three times": ("handlers", enqueue("waiting", 3, -60), ERROR),
     "two events of another tenant": ("tenants", astray(2), WARNING),
     "three events of another tenant": ("tenants", astray(3), ERROR),
-    "five events of another tenant and six links": ("tenants", link_more, WARNING),
-    "three events of another tenant and four attached": ("tenants", attach_more, WARNING),
+    "five events of another tenant and a link of their tenant": ("tenants", link_more, WARNING),
+    "three events of another tenant and one of their tenant attached": ("tenants", attach_more, WARNING),
+    "a misrouted campaign on a site with 400 links": ("tenants", misroute_campaign, ERROR),
     "nine events without an id": ("key_rules", foreign(9), WARNING),
     "ten events without an id": ("key_rules", foreign(10), ERROR),
     "twelve events of a misspelled provider": ("key_rules", foreign(12, "mailgunn"), WARNING),

@@ -1,7 +1,6 @@
 """The dashboard's pages: contents, paths and cost, and what no page may show."""
 
 import asyncio
-import csv
 import html
 import re
 import threading
@@ -256,10 +255,7 @@ def test_a_statement_of_a_page_may_take_some_seconds_and_no_more(db, planted_row
     timeouts = []
 
     def note(connection, cursor, statement, parameters, *arguments):
-        if "set_config" in statement:
-            names, values = (next(csv.reader([parameters[column][1:-1]])) for column in ("names", "values"))
-            settings = dict(zip(names, values, strict=True))
-            timeouts.extend(int(value) for name, value in settings.items() if name == "statement_timeout")
+        timeouts.extend(map(int, re.findall(r"set_config\('statement_timeout', '(\d+)'", statement)))
 
     visitor = Visitor(app(db))
     sa.event.listen(db.engine, "before_cursor_execute", note)

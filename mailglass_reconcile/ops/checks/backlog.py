@@ -5,19 +5,20 @@ States are those that the last sweep stored.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from mailglass_reconcile.errors import docs_url
 from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok, warning
 from mailglass_reconcile.ops.checks.sweeps import DATABASE_CHECKS, WORKER_CHECKS
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.humanize import format_duration, n_of_m, pluralize, sanitize, verb
 from mailglass_reconcile.rules.remedy import TENANT_ARGUMENTS
-from mailglass_reconcile.rules.states import UNSEEN
 from mailglass_reconcile.rules.times import format_time
 from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.listing import OVERSIZED_SHOWN
+from mailglass_reconcile.store.listing import OVERSIZED_SHOWN, NewestGroup
 
 NEWEST = "newest open event"
 SEVERAL = 3
@@ -25,13 +26,6 @@ SEVERAL = 3
 MANY = 10
 """Fewer events without a usable id may be single ones with a fault."""
 SEND_AGAIN = "then let the provider send the webhooks again, because stored events stay as they are"
-LATELY_DAYS = 7
-"""For as long an event of a wrong tenant stays open: the links of that time show whether tenants are right now."""
-
-_SWEPT_LATELY = """
-SELECT coalesce(sum(linked), 0)::bigint FROM {schema}.mailglass_reconcile_runs
- WHERE finished_at > now()::timestamp - make_interval(days => :days)
-"""
 
 
 @check("linking", fast=True)
@@ -71,20 +65,26 @@ def tenants(context: CheckContext) -> Iterator[Finding]:
     step = f"route these webhooks to the tenant of their deliveries: {TENANT_ARGUMENTS}"
     if context.is_made_by_mailglass:
         step = "implement resolve_webhook_tenant in Mailglass, which stamps every webhook with `default` otherwise"
-    step += f"; {SEND_AGAIN}"
-    found_match = sum(
-        group.orphans for group in groups if group.state not in ("unmatched", "unmatchable", None, UNSEEN)
-    )
-    if number >= SEVERAL and number * 2 >= found_match and number > _linked_lately(context.tx):
-        yield error(f"{message}, and fewer were linked within {LATELY_DAYS} days", step)
+    step += f"; then record the stored events again for it: {docs_url('trouble.md#everything-is-tenant_mismatch')}"
+    if unlinked := _find_unlinked_tenants(context.tx, astray):
+        names = ", ".join(map(sanitize, unlinked[:3]))
+        yield error(f"{message}, and since the first of them no event of {names} was linked", step)
     else:
         yield warning(message, step)
 
 
-def _linked_lately(tx: Transaction) -> int:
-    """Sweeps count their own links; our writers link most."""
-    swept = int(tx.execute(_SWEPT_LATELY, {"days": LATELY_DAYS}).scalar_one())
-    return max(swept, ledger.newest_links(tx, LATELY_DAYS * 86_400))
+def _find_unlinked_tenants(tx: Transaction, astray: Iterable[NewestGroup]) -> list[str]:
+    """Return the tenants of several events of *astray* that have had no link since the first of these events."""
+    orphans, age_seconds = Counter[str](), dict[str, float]()
+    for group in astray:
+        orphans[group.tenant_id] += group.orphans
+        age_seconds[group.tenant_id] = max(group.age_seconds, age_seconds.get(group.tenant_id, 0.0))
+    latest_links = ledger.load_latest_links(tx, max(age_seconds.values()))
+    return sorted(
+        tenant_id
+        for tenant_id, number in orphans.items()
+        if number >= SEVERAL and latest_links.get(tenant_id, math.inf) > age_seconds[tenant_id]
+    )
 
 
 @check("key_rules", fast=True)
