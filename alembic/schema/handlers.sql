@@ -57,7 +57,8 @@ DECLARE
   is_limited boolean := false;
 BEGIN
   IF {schema}.mailglass_reconcile_finish_job_v1(
-       CAST(event AS uuid), handler_name, CAST(attempt AS integer), NULL, '{}') IS NULL THEN
+       CAST(event AS uuid), handler_name, CAST(attempt AS integer), CAST(NULL AS text),
+       CAST('{}' AS float8[])) IS NULL THEN
     RETURN;
   END IF;
   FOREACH name IN ARRAY ARRAY['statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout'] LOOP

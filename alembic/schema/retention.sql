@@ -59,7 +59,7 @@ DECLARE
   held uuid[];
   whole uuid[];
 BEGIN
-  PERFORM {schema}.mailglass_reconcile_require_age_v1('mailglass_events', days);
+  PERFORM {schema}.mailglass_reconcile_require_age_v1(CAST('mailglass_events' AS text), days);
 
   WITH page AS MATERIALIZED (
     SELECT e.id, e.tenant_id, e.delivery_id, e.needs_reconciliation AND e.delivery_id IS NULL AS is_orphan
@@ -149,7 +149,7 @@ CREATE OR REPLACE FUNCTION {schema}.mailglass_prune_deliveries(
 DECLARE
   held uuid[];
 BEGIN
-  PERFORM {schema}.mailglass_reconcile_require_age_v1('mailglass_deliveries', days);
+  PERFORM {schema}.mailglass_reconcile_require_age_v1(CAST('mailglass_deliveries' AS text), days);
 
   -- The next old deliveries of the tenant and provider, then of those after them.
   WITH page AS MATERIALIZED (

@@ -70,13 +70,15 @@ SELECT w.id::text, left(x.event ->> :event_id, 513), a.address
 COUNT_OLD = """
 SELECT count(*) AS rows, {schema}.mailglass_reconcile_iso_v1(min(inserted_at)) AS oldest
   FROM {schema}.mailglass_webhook_events
- WHERE {schema}.mailglass_reconcile_is_past_retention_v1(status, inserted_at, :status, :days)
+ WHERE {schema}.mailglass_reconcile_is_past_retention_v1(
+         status, inserted_at, CAST(:status AS text), CAST(:days AS integer))
 """
 DELETE_OLD = """
 DELETE FROM {schema}.mailglass_webhook_events
  WHERE id = ANY (ARRAY(
          SELECT id FROM {schema}.mailglass_webhook_events
-          WHERE {schema}.mailglass_reconcile_is_past_retention_v1(status, inserted_at, :status, :days)
+          WHERE {schema}.mailglass_reconcile_is_past_retention_v1(
+                  status, inserted_at, CAST(:status AS text), CAST(:days AS integer))
           ORDER BY inserted_at LIMIT :size FOR UPDATE SKIP LOCKED))
 """
 """Statement for `in_batches`."""

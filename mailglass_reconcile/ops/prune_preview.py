@@ -19,27 +19,27 @@ TIMEOUT_MS = 240_000
 _EXPIRED = """
 SELECT count(*) AS rows, {schema}.mailglass_reconcile_iso_v1(min(arrived_at)) AS oldest
   FROM {schema}.mailglass_open_orphans
- WHERE {schema}.mailglass_reconcile_is_expired_v1(arrived_at, :max_age_minutes)
+ WHERE {schema}.mailglass_reconcile_is_expired_v1(arrived_at, CAST(:max_age_minutes AS integer))
 """
 
 _SETTLED = """
 SELECT count(*) AS rows, {schema}.mailglass_reconcile_iso_v1(min(o.arrived_at)) AS oldest
   FROM {schema}.mailglass_open_orphans AS o
- WHERE NOT {schema}.mailglass_reconcile_is_expired_v1(o.arrived_at, :max_age_minutes)
+ WHERE NOT {schema}.mailglass_reconcile_is_expired_v1(o.arrived_at, CAST(:max_age_minutes AS integer))
    AND EXISTS (SELECT FROM {schema}.mailglass_reconcile_settled_v1(o.event_id, o.tenant_id) OFFSET 0)
 """
 
 # OFFSET 0, here and below, so that tenants come first: with stale statistics, the rest looks like a single row.
 _MISSING = """
 SELECT count(*) AS rows, {schema}.mailglass_reconcile_iso_v1(min(a.arrived_at)) AS oldest
-  FROM {schema}.mailglass_reconcile_tenants_of_orphans_v1('') AS t
+  FROM {schema}.mailglass_reconcile_tenants_of_orphans_v1(CAST('' AS text)) AS t
  CROSS JOIN LATERAL (
          SELECT id, tenant_id, inserted_at FROM {schema}.mailglass_events
           WHERE tenant_id = t.tenant_id AND needs_reconciliation = true AND delivery_id IS NULL
             AND inserted_at >= now()::timestamp - make_interval(days => 1, mins => :max_age_minutes)
          OFFSET 0) AS e
  CROSS JOIN LATERAL {schema}.mailglass_reconcile_arrival_of_v1(e.id, e.inserted_at) AS a
- WHERE NOT {schema}.mailglass_reconcile_is_expired_v1(a.arrived_at, :max_age_minutes)
+ WHERE NOT {schema}.mailglass_reconcile_is_expired_v1(a.arrived_at, CAST(:max_age_minutes AS integer))
    AND EXISTS (SELECT FROM {schema}.mailglass_reconcile_missing_v1(e.id, e.tenant_id) OFFSET 0)
 """
 
@@ -47,17 +47,17 @@ SELECT count(*) AS rows, {schema}.mailglass_reconcile_iso_v1(min(a.arrived_at)) 
 _EVENTS = """
 SELECT count(*) AS rows, {schema}.mailglass_reconcile_iso_v1(min(e.inserted_at)) AS oldest
   FROM {schema}.mailglass_events AS e
- WHERE {schema}.mailglass_reconcile_is_old_event_v1(e.id, e.inserted_at, :days)
+ WHERE {schema}.mailglass_reconcile_is_old_event_v1(e.id, e.inserted_at, CAST(:days AS integer))
 """
 
 # At most: those with an event that stays, stay.
 _DELIVERIES = """
 SELECT count(*) AS rows, {schema}.mailglass_reconcile_iso_v1(min(d.inserted_at)) AS oldest
-  FROM {schema}.mailglass_reconcile_senders_v1('', '') AS s
+  FROM {schema}.mailglass_reconcile_senders_v1(CAST('' AS text), CAST('' AS text)) AS s
  CROSS JOIN LATERAL (
          SELECT inserted_at FROM {schema}.mailglass_deliveries
           WHERE tenant_id = s.tenant_id AND coalesce(provider, '') = s.provider
-            AND {schema}.mailglass_reconcile_is_old_delivery_v1(inserted_at, last_event_at, :days)
+            AND {schema}.mailglass_reconcile_is_old_delivery_v1(inserted_at, last_event_at, CAST(:days AS integer))
          OFFSET 0) AS d
 """
 

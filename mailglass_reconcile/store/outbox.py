@@ -72,13 +72,15 @@ A dead one begins with its first attempt again, a failing one keeps its count.
 COUNT_OLD = """
 SELECT count(*) AS rows, {schema}.mailglass_reconcile_iso_v1(min(finished_at)) AS oldest
   FROM {schema}.mailglass_handler_outbox
- WHERE {schema}.mailglass_reconcile_is_past_retention_v1(state, finished_at, :state, :days)
+ WHERE {schema}.mailglass_reconcile_is_past_retention_v1(
+         state, finished_at, CAST(:state AS text), CAST(:days AS integer))
 """
 DELETE_OLD = """
 DELETE FROM {schema}.mailglass_handler_outbox
  WHERE ctid = ANY (ARRAY(
          SELECT ctid FROM {schema}.mailglass_handler_outbox
-          WHERE {schema}.mailglass_reconcile_is_past_retention_v1(state, finished_at, :state, :days)
+          WHERE {schema}.mailglass_reconcile_is_past_retention_v1(
+                  state, finished_at, CAST(:state AS text), CAST(:days AS integer))
           LIMIT :size FOR UPDATE SKIP LOCKED))
 """
 """For `in_batches`: delete jobs that have been `done` or `dead` for more than so many days."""

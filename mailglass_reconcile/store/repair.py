@@ -14,7 +14,7 @@ from mailglass_reconcile.store.database import NIL, OpenConnection, in_schema
 # The newest of each tenant, at a cost that does not depend on the number of its orphans.
 _NEWEST = """
 SELECT coalesce(max(n.inserted_at), '-infinity')::text
-  FROM {schema}.mailglass_reconcile_tenants_of_orphans_v1('') AS t
+  FROM {schema}.mailglass_reconcile_tenants_of_orphans_v1(CAST('' AS text)) AS t
  CROSS JOIN LATERAL (SELECT e.inserted_at FROM {schema}.mailglass_events AS e
                       WHERE e.needs_reconciliation = true AND e.tenant_id = t.tenant_id
                       ORDER BY e.inserted_at DESC LIMIT 1) AS n
@@ -41,7 +41,7 @@ WITH page AS MATERIALIZED (
   INSERT INTO {schema}.mailglass_open_orphans (event_id, tenant_id, arrived_at)
   SELECT p.id, p.tenant_id, a.arrived_at
     FROM page AS p CROSS JOIN LATERAL {schema}.mailglass_reconcile_arrival_of_v1(p.id, p.inserted_at) AS a
-   WHERE NOT {schema}.mailglass_reconcile_is_expired_v1(a.arrived_at, :max_age_minutes)
+   WHERE NOT {schema}.mailglass_reconcile_is_expired_v1(a.arrived_at, CAST(:max_age_minutes AS integer))
      AND EXISTS (SELECT FROM {schema}.mailglass_reconcile_missing_v1(p.id, p.tenant_id) OFFSET 0)
       ON CONFLICT DO NOTHING RETURNING event_id
 )
@@ -74,7 +74,7 @@ _REMOVE_EXPIRED = """
 WITH page AS MATERIALIZED (
   SELECT event_id, arrived_at FROM {schema}.mailglass_open_orphans
    WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_id AS uuid))
-     AND {schema}.mailglass_reconcile_is_expired_v1(arrived_at, :max_age_minutes)
+     AND {schema}.mailglass_reconcile_is_expired_v1(arrived_at, CAST(:max_age_minutes AS integer))
    ORDER BY arrived_at, event_id LIMIT :size FOR UPDATE SKIP LOCKED
 ), removed AS (
   DELETE FROM {schema}.mailglass_open_orphans AS o WHERE event_id = ANY (ARRAY(SELECT event_id FROM page))

@@ -42,7 +42,8 @@ DAYS = 7
 _BY_SENDER = """
 -- The first senders, and those of some tenants that have events now.
 WITH senders AS MATERIALIZED (
-  (SELECT tenant_id, provider FROM {schema}.mailglass_reconcile_senders_v1('', '') LIMIT :senders)
+  (SELECT tenant_id, provider FROM {schema}.mailglass_reconcile_senders_v1(CAST('' AS text), CAST('' AS text))
+    LIMIT :senders)
    UNION
   SELECT s.tenant_id, s.provider
     FROM (SELECT DISTINCT e.tenant_id
@@ -50,7 +51,7 @@ WITH senders AS MATERIALIZED (
                    WHERE id BETWEEN CAST(:after_id AS uuid) AND CAST(:until_id AS uuid)
                    ORDER BY id DESC LIMIT :newest_events) AS e
            LIMIT :tenants) AS t
-   CROSS JOIN LATERAL (SELECT f.* FROM {schema}.mailglass_reconcile_senders_v1(t.tenant_id, '') AS f
+   CROSS JOIN LATERAL (SELECT f.* FROM {schema}.mailglass_reconcile_senders_v1(t.tenant_id, CAST('' AS text)) AS f
                         LIMIT :providers) AS s
    WHERE s.tenant_id = t.tenant_id
 -- Of each, what should have a report by now; what was sent today; and before each day some that may have one.
@@ -112,7 +113,7 @@ SELECT tenant_id, provider, 0, 0, NULL, NULL, extract(epoch FROM now()::timestam
 _BY_TENANT = """
 -- The first tenants, and some that have events now.
 WITH chosen AS MATERIALIZED (
-  (SELECT tenant_id FROM {schema}.mailglass_reconcile_tenants_of_deliveries_v1('') LIMIT :tenants)
+  (SELECT tenant_id FROM {schema}.mailglass_reconcile_tenants_of_deliveries_v1(CAST('' AS text)) LIMIT :tenants)
    UNION
   (SELECT DISTINCT e.tenant_id
      FROM (SELECT tenant_id FROM {schema}.mailglass_events

@@ -33,7 +33,8 @@ WITH newest AS (
     WHERE id BETWEEN CAST(:after_id AS uuid) AND CAST(:until_id AS uuid) ORDER BY id DESC LIMIT :events)
    UNION
   SELECT e.id, e.type, e.occurred_at, e.inserted_at
-    FROM (SELECT tenant_id FROM {schema}.mailglass_reconcile_tenants_of_orphans_v1('') LIMIT :tenants) AS t
+    FROM (SELECT tenant_id FROM {schema}.mailglass_reconcile_tenants_of_orphans_v1(CAST('' AS text))
+           LIMIT :tenants) AS t
    CROSS JOIN LATERAL (SELECT id, type, occurred_at, inserted_at FROM {schema}.mailglass_events
                         WHERE tenant_id = t.tenant_id ORDER BY inserted_at DESC LIMIT :of_tenant) AS e
 )
