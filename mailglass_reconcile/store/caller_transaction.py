@@ -42,6 +42,7 @@ class CallerTransaction(Transaction):
     def begin_savepoint(self) -> None:
         """Begin the savepoint, and set our settings, unless that is done."""
         if self._savepoint is None:
+            self.require_ours()
             self._savepoint = self.connection.begin_nested()
             self._caller_settings = self.exchange(SCOPE)
 
@@ -90,7 +91,7 @@ def _require_revision(connection: sa.Connection, settings: Settings) -> None:
         suppress(SQLAlchemyError, OSError),
         engines.temporary_engine(connection.engine) as engine,
         engine.connect() as separate,
-        OpenConnection(separate, settings).reading() as tx,
+        OpenConnection(separate, settings).reading_catalog() as tx,
     ):
         require_revision(tx)
 

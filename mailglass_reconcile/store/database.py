@@ -23,6 +23,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from mailglass_reconcile.errors import (
+    DIVISION_BY_ZERO,
     UNDEFINED_COLUMN,
     UNDEFINED_FUNCTION,
     UNDEFINED_SCHEMA,
@@ -34,10 +35,11 @@ from mailglass_reconcile.errors import (
     sqlstate,
 )
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import engines, location, revision, script
+from mailglass_reconcile.store import engines, location, ownership, revision, script
 from mailglass_reconcile.store.engines import ISOLATION
 from mailglass_reconcile.store.limits import LIMITS, Limits
 from mailglass_reconcile.store.location import SchemaTables
+from mailglass_reconcile.store.ownership import Owned
 from mailglass_reconcile.store.script import SCOPE
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ _SET = """
 SELECT pg_catalog.count(pg_catalog.set_config(s.name, s.value, true))
   FROM ROWS FROM (pg_catalog.unnest(CAST(:names AS pg_catalog.text[])),
                   pg_catalog.unnest(CAST(:values AS pg_catalog.text[]))) AS s (name, value)
+ WHERE pg_catalog.current_setting(s.name, true) IS NOT NULL
 """
 
 # The session's values are read before the new ones are set: a row of the first is what the second is computed for.
@@ -86,14 +89,17 @@ _SCANS = {
 }
 """The settings under which a statement scans whole tables and joins them by hashing, with more memory."""
 
-# An ordinary table: reading a view would run the code of its owner.
 _MISSING_TABLES = """
 SELECT name FROM unnest(CAST(:tables AS text[])) AS t (name)
  WHERE NOT EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
                     WHERE c.relname = t.name AND n.nspname = :schema)
 """
 
-_IS_VERSION_TABLE = "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(:version) AND relkind = 'r')"
+READ_ONLY_SETTINGS = {"transaction_read_only": "on", "restrict_nonsystem_relation_kind": "view, foreign-table"}
+"""The settings of a transaction that only reads, of which older servers lack the last."""
+
+_trusted: set[tuple[str, str]] = set()
+"""The databases and schemas in which this process may call functions with our names."""
 
 
 # In one message, and without parameters, so that a transaction begins in one round trip.
@@ -143,6 +149,7 @@ class SessionTransaction:
 
     def call(self, function: Function, parameters: Mapping[str, str | None]) -> Sequence[Any]:
         """Return the rows of a function, or raise the error that it caught."""
+        self.require_ours()
         rows = self._send(function.statement, parameters).all()
         if not function.catches:
             return rows
@@ -154,6 +161,21 @@ class SessionTransaction:
     def set(self, values: Mapping[str, str]) -> None:
         """Change settings until the transaction or the savepoint ends."""
         self._send(_SET, _settings_parameters(values))
+
+    def find_owned(self) -> Owned:
+        """Return what the catalog says about the relations with our names."""
+        parameters = {"schema": self.schema, "tables": array_literal(ownership.TABLES)}
+        return ownership.read(self._send(ownership.FIND, parameters).one())
+
+    def require_ours(self) -> None:
+        """Raise an error unless the tables and functions are ours; asked once in a process for each database."""
+        place = (engines.database_identity(self.connection.engine), self.schema)
+        if place not in _trusted:
+            self.find_owned().require_migrated(self.schema)
+            parameters = {"schema": self.schema, "functions": array_literal(ownership.FUNCTIONS)}
+            foreign = self._send(ownership.FIND_FUNCTIONS, parameters).scalar_one()
+            ownership.refuse(self.schema, ownership.describe(foreign))
+            _trusted.add(place)
 
     def exchange(self, values: Mapping[str, str]) -> dict[str, str]:
         """Change settings as `set` does, and return them as they were."""
@@ -185,9 +207,12 @@ class Transaction(SessionTransaction):
 
     def revision(self) -> str | None:
         """Return the revision that the database is at, or None if it is not migrated."""
-        exists = self.execute(_IS_VERSION_TABLE, {"version": self.name_of(revision.VERSION_TABLE)}).scalar_one()
-        version: str | None = self.execute(revision.READ).scalar_one() if exists else None
+        version: str | None = self.execute(revision.READ).scalar_one() if self.has(revision.VERSION_TABLE) else None
         return version
+
+    def has(self, table: str) -> bool:
+        """Return True if the schema has this table of ours, and no other role has planted it."""
+        return table in self.find_owned().tables
 
     def load_schemas(self) -> list[SchemaTables]:
         """Return the schemas of the database that have tables of Mailglass's or ours."""
@@ -280,8 +305,17 @@ def _settings_parameters(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def _begin_text(isolation: str, scope: Mapping[str, str]) -> str:
-    settings = ", ".join(f"pg_catalog.set_config('{name}', '{value}', true)" for name, value in scope.items())
+    settings = ", ".join(
+        f"CASE WHEN pg_catalog.current_setting('{name}', true) IS NOT NULL"
+        f" THEN pg_catalog.set_config('{name}', '{value}', true) END"
+        for name, value in scope.items()
+    )
     return _BEGIN.format(isolation=isolation, settings=settings)
+
+
+@cache
+def _refusal_text(schema: str) -> str:
+    return ownership.REFUSE.format(schema=schema.replace("'", "''"), tables=array_literal(ownership.TABLES))
 
 
 def column_arrays(names: Sequence[str], rows: Iterable[Sequence[str | None]]) -> dict[str, str]:
@@ -321,6 +355,8 @@ class OpenConnection:
         self.connection = connection
         self.settings = settings
         self.limits = limits
+        # Only the owner of a table could replace it after the first transaction.
+        self._is_checked = False
 
     def reading(self, timeout_ms: int = STATEMENT_TIMEOUT_MS) -> AbstractContextManager[Transaction]:
         """Begin a read-only transaction on one snapshot (REPEATABLE READ).
@@ -328,6 +364,10 @@ class OpenConnection:
         Sorting is disabled, so that ordered statements with a limit walk an index.
         """
         return self._begin(SNAPSHOT, timeout_ms, min(timeout_ms, LOCK_TIMEOUT_MS), read_only=True)
+
+    def reading_catalog(self) -> AbstractContextManager[Transaction]:
+        """Begin a transaction as `reading`, for the catalog, and for tables that `Transaction.has` confirms."""
+        return self._begin(SNAPSHOT, STATEMENT_TIMEOUT_MS, LOCK_TIMEOUT_MS, read_only=True, is_of_catalog=True)
 
     def writing(
         self, timeout_ms: int = STATEMENT_TIMEOUT_MS, *, unwaited: bool = False
@@ -361,6 +401,7 @@ class OpenConnection:
         *,
         read_only: bool = False,
         unwaited: bool = False,
+        is_of_catalog: bool = False,
     ) -> Iterator[Transaction]:
         scope = {
             **SCOPE,
@@ -370,15 +411,23 @@ class OpenConnection:
             "enable_sort": "off" if read_only else "on",
         }
         if read_only:
-            scope["transaction_read_only"] = "on"
+            scope |= READ_ONLY_SETTINGS
         if unwaited:
             scope["synchronous_commit"] = "off"
-        is_psycopg = self.connection.dialect.driver == "psycopg"
-        with (self._begin_at_once if is_psycopg else self._begin_by_driver)(isolation, scope) as tx:
-            yield tx
+        is_psycopg, has_begun = self.connection.dialect.driver == "psycopg", False
+        begin = self._begin_at_once if is_psycopg else self._begin_by_driver
+        try:
+            with begin(isolation, scope, is_checked=not (self._is_checked or is_of_catalog)) as tx:
+                has_begun, self._is_checked = True, self._is_checked or not is_of_catalog
+                yield tx
+        except DBAPIError as error:
+            if not has_begun and sqlstate(error) == DIVISION_BY_ZERO:
+                with self.reading_catalog() as tx:
+                    tx.find_owned().refuse_foreign(tx.schema)
+            raise
 
     @contextmanager
-    def _begin_at_once(self, isolation: str, scope: Mapping[str, str]) -> Iterator[Transaction]:
+    def _begin_at_once(self, isolation: str, scope: Mapping[str, str], *, is_checked: bool) -> Iterator[Transaction]:
         """Begin a transaction with its settings in one round trip, on psycopg 3, which begins none in autocommit mode.
 
         SQLAlchemy ends it, and knows its savepoints.
@@ -389,6 +438,8 @@ class OpenConnection:
             with self.connection.begin():
                 try:
                     text = _begin_text(isolation, scope)
+                    if is_checked:
+                        text += f"; {_refusal_text(self.settings.database_schema)}"
                     self.connection.exec_driver_sql(text, execution_options={"no_parameters": True})
                     yield _OwnTransaction(self.connection, self.settings, self.limits)
                 except BaseException:
@@ -400,13 +451,15 @@ class OpenConnection:
                 driver.autocommit = before
 
     @contextmanager
-    def _begin_by_driver(self, isolation: str, scope: Mapping[str, str]) -> Iterator[Transaction]:
+    def _begin_by_driver(self, isolation: str, scope: Mapping[str, str], *, is_checked: bool) -> Iterator[Transaction]:
         """Begin a transaction as the driver does, for the after-commit actions of an application's own driver."""
         # A connection that was lost and reopened has the server's default isolation level again.
         self.connection.execution_options(isolation_level=isolation)
         with self.connection.begin():
             tx = Transaction(self.connection, self.settings, self.limits)
             tx.set(scope)
+            if is_checked:
+                tx.find_owned().refuse_foreign(tx.schema)
             yield tx
 
     def cancel(self) -> None:
@@ -464,7 +517,7 @@ class Database:
                 yield connected
             except Exception as error:
                 if is_schema_error(error):
-                    with suppress(SQLAlchemyError), connected.reading() as tx:
+                    with suppress(SQLAlchemyError), connected.reading_catalog() as tx:
                         require_revision(tx)
                 raise
 
@@ -488,6 +541,12 @@ class Database:
     def reading(self, timeout_ms: int = STATEMENT_TIMEOUT_MS) -> Iterator[Transaction]:
         """Begin a transaction as `OpenConnection.reading`, on a new connection."""
         with self.connect() as connected, connected.reading(timeout_ms) as tx:
+            yield tx
+
+    @contextmanager
+    def reading_catalog(self) -> Iterator[Transaction]:
+        """Begin a transaction as `OpenConnection.reading_catalog`, on a new connection."""
+        with self.connect() as connected, connected.reading_catalog() as tx:
             yield tx
 
     @contextmanager

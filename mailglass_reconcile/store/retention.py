@@ -78,8 +78,7 @@ def format_least_days(tx: Transaction) -> str:
     days = {relation: getattr(tx.settings, _SETTINGS[name]) for name, relation in _RELATIONS.items()}
     if not any(days.values()) or schema.is_made_by_mailglass(tx):
         return ""
-    exists = tx.execute("SELECT to_regclass(:name)", {"name": tx.name_of("mailglass_reconcile_retention")}).scalar_one()
-    stored = _load_least_days(tx) if exists else {}
+    stored = _load_least_days(tx) if tx.has("mailglass_reconcile_retention") else {}
     return "".join(
         _STORE_LEAST_DAYS.replace("RELATION", relation).replace("DAYS", str(number))
         for relation, number in days.items()

@@ -33,6 +33,9 @@ TABLES = {
 }
 """The tables that the revisions make, with their columns; the first one tells ours from another table of the name."""
 
+MAILGLASS_TABLES = frozenset({"mailglass_events", "mailglass_deliveries", "mailglass_webhook_events"})
+"""The tables that `migrate` makes if Mailglass has not; an application without Mailglass has no models of them."""
+
 MAKE_AGAIN = (
     "restore it from a backup, or run `mailglass-reconcile migrate --remove`, then `mailglass-reconcile migrate`, then"
     " what `mailglass-reconcile migrate --grants` prints"

@@ -10,6 +10,7 @@ from mailglass_reconcile.store.database import Transaction
 VERSION = revision.VERSION
 VERSION_TABLE = revision.VERSION_TABLE
 TABLES = revision.TABLES
+MAILGLASS_TABLES = revision.MAILGLASS_TABLES
 
 INDEXES = (*script.steps_of_kind("index"), "mailglass_deliveries_tenant_inserted_idx")
 """Our indexes, on our tables and on Mailglass's; the last one only where `migrate` made these."""
@@ -49,8 +50,6 @@ WITHOUT_LEDGER = (
 )
 
 OUR_OBJECTS = frozenset({*TABLES, *INDEXES, VERSION_TABLE})
-MAILGLASS_TABLES = frozenset({"mailglass_events", "mailglass_deliveries", "mailglass_webhook_events"})
-"""The tables that `migrate` makes if Mailglass has not; an application without Mailglass has no models of them."""
 
 
 def is_made_by_mailglass(tx: Transaction) -> bool:

@@ -52,7 +52,7 @@ def run(context: Any) -> None:
         elif request.command == "downgrade":
             removal.remove(request.session, request.tell, plan=context.is_offline_mode())
         else:
-            with request.session.connected.reading() as tx:
+            with request.session.connected.reading_catalog() as tx:
                 _refuse_unknown(tx.revision())
                 preflight.refuse_foreign(tx, compare(tx))
             request.session.require_lock()
@@ -87,7 +87,7 @@ def _require_target(command: str, options: Any) -> None:
 def _upgrade(context: Any, request: Request) -> None:
     session, tell, plan = request.session, request.tell, context.is_offline_mode()
     say = (lambda line: tell(f"-- {line}")) if plan else tell
-    with session.connected.reading() as tx:
+    with session.connected.reading_catalog() as tx:
         say(preflight.describe_location(tx))
         version = tx.revision()
         comparison = compare(tx)
@@ -121,7 +121,7 @@ def _upgrade(context: Any, request: Request) -> None:
         for text in objects.format_plan(session, comparison.curable, least_days):
             tell(text)
         return
-    with session.connected.reading() as tx:
+    with session.connected.reading_catalog() as tx:
         comparison = compare(tx, made_here=not has_ledger)
     objects.run(session, comparison.curable, least_days, tell)
     tell(f"done: revision {revision.VERSION}")

@@ -52,7 +52,7 @@ def _alembic(engine: sa.Engine, settings: Settings, tell: Callable[[str], None])
 
 def find_missing_objects(engine: sa.Engine, settings: Settings) -> list[str]:
     """Return a line for each difference from this version's schema; none if the database is up to date, or newer."""
-    with Database(engine, settings).reading() as tx:
+    with Database(engine, settings).reading_catalog() as tx:
         if relocation := location.find_relocation(tx.load_schemas(), tx.schema):
             return [with_local_names(str(relocation))]
         version = tx.revision()
@@ -69,13 +69,13 @@ def find_missing_objects(engine: sa.Engine, settings: Settings) -> list[str]:
 
 def load_revision(engine: sa.Engine, settings: Settings) -> str | None:
     """Return the revision of the database."""
-    with Database(engine, settings).reading() as tx:
+    with Database(engine, settings).reading_catalog() as tx:
         return tx.revision()
 
 
 def describe_removal(engine: sa.Engine, settings: Settings, *, tables: bool = False) -> list[str]:
     """Return lines about the pending work, the lost rows and the kept tables of a removal."""
-    with database_errors(), Database(engine, settings).reading() as tx:
+    with database_errors(), Database(engine, settings).reading_catalog() as tx:
         preflight.refuse_foreign(tx, compare(tx))
         if tables:
             removal.refuse_to_drop(tx)

@@ -1,0 +1,132 @@
+"""Whose the tables and functions with our names are: what another role has planted is refused, not read and not called.
+
+Reading a view runs its owner's code, and so does planning a statement about a table with an index on an expression, in
+READ ONLY too. So the catalog is asked in a statement of its own, before any statement that names a table of ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from mailglass_reconcile.errors import DatabaseRefusedError, SchemaOutdatedError
+from mailglass_reconcile.store import revision, script
+
+# The third statement of the message that begins a transaction, under our search_path. Only the first result of a message
+# is read, so it fails with 22012 if a relation with one of our names must not be read; `FIND` then tells which.
+REFUSE = """
+SELECT 1 / CASE WHEN count(*) = 0 THEN 1 ELSE 0 END
+  FROM pg_namespace AS n JOIN pg_class AS c ON c.relnamespace = n.oid
+  LEFT JOIN pg_class AS l ON l.relnamespace = n.oid AND l.relname = 'mailglass_events' AND l.relkind IN ('r', 'p')
+ WHERE n.nspname = '{schema}' AND c.relname = ANY ('{tables}')
+   AND NOT (c.relkind IN ('r', 'p')
+            AND pg_has_role(c.relowner, coalesce(l.relowner, CAST(quote_ident(current_user) AS regrole)), 'MEMBER'))
+"""
+
+# A caller's session has its own search_path: every function, operator and type is named with its schema. Without a
+# ledger, a table must belong to a role that could act as this one.
+FIND = """
+WITH ledger AS (
+  SELECT l.relowner
+    FROM pg_catalog.pg_class AS l
+   WHERE l.relname OPERATOR(pg_catalog.=) CAST('mailglass_events' AS pg_catalog.name)
+     AND l.relnamespace OPERATOR(pg_catalog.=) (
+           SELECT n.oid FROM pg_catalog.pg_namespace AS n
+            WHERE n.nspname OPERATOR(pg_catalog.=) CAST(:schema AS pg_catalog.name))
+     AND l.relkind OPERATOR(pg_catalog.=) ANY (CAST('{r,p}' AS pg_catalog."char"[]))
+-- The relations with our names.
+), named AS (
+  SELECT c.relname, c.relkind, c.relowner,
+         c.relkind OPERATOR(pg_catalog.=) ANY (CAST('{r,p}' AS pg_catalog."char"[]))
+         AND pg_catalog.pg_has_role(
+               c.relowner,
+               coalesce((SELECT g.relowner FROM ledger AS g),
+                        (SELECT r.oid FROM pg_catalog.pg_roles AS r
+                          WHERE r.rolname OPERATOR(pg_catalog.=) CURRENT_USER)),
+               CAST('MEMBER' AS pg_catalog.text)) AS is_ours
+    FROM pg_catalog.pg_class AS c
+   WHERE c.relname OPERATOR(pg_catalog.=) ANY (CAST(:tables AS pg_catalog.name[]))
+     AND c.relnamespace OPERATOR(pg_catalog.=) (
+           SELECT n.oid FROM pg_catalog.pg_namespace AS n
+            WHERE n.nspname OPERATOR(pg_catalog.=) CAST(:schema AS pg_catalog.name))
+)
+SELECT EXISTS (SELECT FROM ledger) AS has_ledger,
+       pg_catalog.array_agg(CAST(t.relname AS pg_catalog.text)) FILTER (WHERE t.is_ours) AS tables,
+       CAST(pg_catalog.json_agg(pg_catalog.json_build_array(
+              t.relkind, t.relname, pg_catalog.pg_get_userbyid(t.relowner))) FILTER (WHERE NOT t.is_ours)
+            AS pg_catalog.text) AS foreign_relations
+  FROM named AS t
+"""
+
+# Another role's function is called only where ours is missing: calls of ours match its arguments exactly.
+FIND_FUNCTIONS = """
+SELECT CAST(pg_catalog.json_agg(pg_catalog.json_build_array('function', f.proname, f.owner)) AS pg_catalog.text)
+  FROM (SELECT p.proname, pg_catalog.min(CAST(pg_catalog.pg_get_userbyid(p.proowner) AS pg_catalog.text)) AS owner
+          FROM pg_catalog.pg_proc AS p
+          JOIN pg_catalog.pg_class AS l
+            ON l.relnamespace OPERATOR(pg_catalog.=) p.pronamespace
+           AND l.relname OPERATOR(pg_catalog.=) CAST('mailglass_events' AS pg_catalog.name)
+         WHERE p.proname OPERATOR(pg_catalog.=) ANY (CAST(:functions AS pg_catalog.name[]))
+           AND p.pronamespace OPERATOR(pg_catalog.=) (
+                 SELECT n.oid FROM pg_catalog.pg_namespace AS n
+                  WHERE n.nspname OPERATOR(pg_catalog.=) CAST(:schema AS pg_catalog.name))
+         GROUP BY p.proname
+        HAVING NOT pg_catalog.bool_or(
+                 pg_catalog.pg_has_role(p.proowner, l.relowner, CAST('MEMBER' AS pg_catalog.text)))) AS f
+"""
+
+TABLES = (*revision.TABLES, revision.VERSION_TABLE, *sorted(revision.MAILGLASS_TABLES))
+FUNCTIONS = tuple(step.name for step in script.steps() if step.kind == "function")
+
+_KINDS = {"r": "table", "p": "table", "v": "view", "m": "materialized view", "f": "foreign table"}
+
+
+class Owned(NamedTuple):
+    """What the catalog says about the relations with our names.
+
+    Attributes:
+        has_ledger: The schema has a `mailglass_events`.
+        tables: The ordinary tables whose owner could own the ledger.
+        foreign: A phrase for each other relation: `view mailglass_reconcile_runs belongs to role mallory`.
+    """
+
+    has_ledger: bool
+    tables: frozenset[str]
+    foreign: list[str]
+
+    def refuse_foreign(self, schema: str) -> None:
+        """Raise an error if there is a relation that must not be read."""
+        if self.foreign and not self.has_ledger:
+            raise SchemaOutdatedError(
+                f"the database is not migrated, and schema {schema} has no mailglass_events:"
+                f" run `mailglass-reconcile migrate` ({'; '.join(self.foreign)})"
+            )
+        refuse(schema, self.foreign)
+
+    def require_migrated(self, schema: str) -> None:
+        """Raise an error if there is a relation that must not be read, or if there are no tables of ours."""
+        self.refuse_foreign(schema)
+        if not self.has_ledger or revision.VERSION_TABLE not in self.tables:
+            revision.require(None)
+
+
+def read(row: Any) -> Owned:
+    """Return the result of `FIND`."""
+    return Owned(row.has_ledger, frozenset(row.tables or ()), describe(row.foreign_relations))
+
+
+def describe(objects: str | None) -> list[str]:
+    """Return a phrase for each object of a JSON array."""
+    facts = json.loads(objects or "[]")
+    return [f"{_KINDS.get(kind, kind)} {name} belongs to role {owner}" for kind, name, owner in facts]
+
+
+def refuse(schema: str, foreign: Sequence[str]) -> None:
+    """Raise an error that names what must not be read or called, if there is anything."""
+    if foreign:
+        raise DatabaseRefusedError(
+            f"nothing was read or changed: in schema {schema}, {'; '.join(foreign)}, which could not own"
+            " mailglass_events. The name is reserved: drop or rename the object, or give it to the owner of"
+            " mailglass_events if it is ours"
+        )
