@@ -15,11 +15,14 @@ SETTINGS = "MAILGLASS_RETENTION_EVENTS_DAYS and MAILGLASS_RETENTION_DELIVERIES_D
 # From the catalog, because a regprocedure needs USAGE on the schema.
 _FUNCTION = """
 SELECT quote_ident(current_user) AS role, has_function_privilege(p.oid, 'EXECUTE') AS may_call,
-       pg_has_role(session_user, p.proowner, 'MEMBER') AS is_owner,
-       oidvectortypes(p.proargtypes) AS arguments
+       pg_has_role(session_user, p.proowner, 'MEMBER') AS is_owner
   FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
- WHERE n.nspname = :schema AND p.proname = :name
+ WHERE n.nspname = :schema AND p.proname = :name AND oidvectortypes(p.proargtypes) = :arguments
 """
+_ARGUMENTS = {
+    EVENTS: "integer, integer, uuid",
+    DELIVERIES: "integer, integer, text, text, timestamp without time zone, uuid",
+}
 
 _LEAST_DAYS = "SELECT relation, days FROM {schema}.mailglass_reconcile_retention"
 _STORE_LEAST_DAYS = """
@@ -49,11 +52,12 @@ def find_problem(tx: Transaction, name: str, days: int) -> Problem | None:
         return Problem(
             f"`migrate` did not make the tables of schema {tx.schema}, so no event is deleted", f"unset {SETTINGS}"
         )
-    row = tx.execute(_FUNCTION, {"schema": tx.schema, "name": name}).one_or_none()
+    arguments = _ARGUMENTS[name]
+    row = tx.execute(_FUNCTION, {"schema": tx.schema, "name": name, "arguments": arguments}).one_or_none()
     if row is None:
         return Problem(f"schema {tx.schema} has no function {name}", "run `mailglass-reconcile migrate`")
     if not row.may_call:
-        function = in_schema(f"{{schema}}.{name}({row.arguments})", tx.schema)
+        function = in_schema(f"{{schema}}.{name}({arguments})", tx.schema)
         grant = f"GRANT EXECUTE ON FUNCTION {function} TO {row.role}"
         return Problem(f"role {row.role} lacks a privilege (SQLSTATE 42501)", grant)
     least_days = None if row.is_owner else _load_least_days(tx).get(_RELATIONS[name])

@@ -54,6 +54,13 @@ SELECT c.relname::text AS name, string_agg(quote_ident(a.attname), ', ') AS colu
   JOIN pg_type AS t ON t.oid = a.atttypid AND t.typtype <> 'p'
  WHERE c.relnamespace = 'pg_catalog'::regnamespace AND c.relkind IN ('r', 'v') AND c.relname = ANY (:words) GROUP BY 1
 """)
+_OWN = sa.text("""
+SELECT proname::text AS name, CAST(CAST(proargtypes AS regtype[]) AS text[]) AS arguments,
+       CASE WHEN pg_get_function_result(oid) = 'record' THEN 'bigint' ELSE pg_get_function_result(oid) END AS result
+  FROM pg_proc
+ WHERE pronamespace = CAST(:schema AS regnamespace) AND proname LIKE 'mailglass\\_%' AND pronargs > 0
+ ORDER BY proname, oid
+""")
 _CASTS = sa.text("""
 SELECT casttarget::regtype::text, array_agg(castsource::regtype::text) FROM pg_cast WHERE castcontext = 'i' GROUP BY 1
 """)
@@ -81,6 +88,68 @@ def plant(admin: sa.Engine, planter: sa.Engine) -> int:
         for start in range(0, len(statements), 1_000):
             driver.exec_driver_sql(";\n".join(statements[start : start + 1_000]))
     return len(statements)
+
+
+def plant_own(admin: sa.Engine, planter: sa.Engine, schema: str = "public", *, as_procedures: bool = False) -> int:
+    """Plant overloads of our own functions by *planter*, and return their number.
+
+    They take every type that converts, a VARIADIC list, and polymorphic arguments. A call that resolves to one of
+    *as_procedures* is an error of the parser (42809), so that nothing has to be run.
+    """
+    statements = [
+        _create_own(schema, function, arguments, as_procedure=as_procedures)
+        for function, overloads in _own_overloads(admin, schema)
+        for arguments in overloads
+    ]
+    with planter.begin() as connection:
+        connection.execution_options(no_parameters=True).exec_driver_sql(";\n".join(statements))
+    return len(statements)
+
+
+def plant_own_with_default(admin: sa.Engine, planter: sa.Engine, schema: str = "public") -> None:
+    """Plant an overload of each of our functions that has one more argument with a default: each call is ambiguous."""
+    with admin.connect() as connection:
+        functions = connection.execute(_OWN, {"schema": schema}).all()
+    statements = [
+        _create_own(schema, function, (*function.arguments, "integer DEFAULT 0"), as_procedure=False)
+        for function in functions
+    ]
+    with planter.begin() as connection:
+        connection.execution_options(no_parameters=True).exec_driver_sql(";\n".join(statements))
+
+
+def _own_overloads(admin: sa.Engine, schema: str) -> Iterator[tuple[sa.Row[Any], list[tuple[str, ...]]]]:
+    """Yield each of our functions with the arguments of its overloads."""
+    with admin.connect() as connection:
+        casts = dict(connection.execute(_CASTS).all())
+        functions = connection.execute(_OWN, {"schema": schema}).all()
+    for function in functions:
+        own = tuple(function.arguments)
+        accepted = [_converted(argument, casts) for argument in own]
+        overloads = [signature for signature in _signatures(accepted) if signature != own]
+        for place, argument in enumerate(own):
+            polymorphic = "anyarray" if argument.endswith("[]") else "anyelement"
+            overloads.append((*own[:place], polymorphic, *own[place + 1 :]))
+        if not own[-1].endswith("[]"):
+            overloads.append((*own[:-1], f"VARIADIC {own[-1]}[]"))
+        yield function, overloads
+
+
+def _converted(type_: str, casts: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a type, those that Postgres converts to it in a call, and those that a literal may be taken for."""
+    array = "[]" if type_.endswith("[]") else ""
+    sources = [
+        f"{source}{array}" for source in casts.get(type_.removesuffix("[]"), ()) if source in (*TYPES, "date", "real")
+    ]
+    return list(dict.fromkeys([type_, *sources, "text", "character varying", "smallint"]))
+
+
+def _create_own(schema: str, function: sa.Row[Any], arguments: Sequence[str], *, as_procedure: bool) -> str:
+    head = f'"{schema}"."{function.name}"({", ".join(arguments)})'
+    if as_procedure:
+        return f"CREATE PROCEDURE {head} LANGUAGE sql AS ''"
+    value = "" if function.result.startswith("TABLE") or function.result == "void" else " NULL"
+    return f"CREATE FUNCTION {head} RETURNS {function.result} LANGUAGE plpgsql AS $$BEGIN RETURN{value}; END$$"
 
 
 def called(admin: sa.Engine, role: str) -> list[str]:
