@@ -41,7 +41,7 @@ WITH wanted AS (
     LEFT JOIN pg_class AS l ON l.relname = w.tab AND l.relnamespace = n.oid AND l.relkind IN ('r', 'p')
 )
 SELECT w.kind, w.name, f.oid IS NOT NULL AS is_there, f.kind AS found_kind, f.owner, current_user AS role,
-       count(*) OVER (PARTITION BY w.kind, w.name) > 1 AS is_overloaded, w.on_table IS NOT NULL AS has_table,
+       f.oid, w.on_table IS NOT NULL AS has_table,
        w.table_kind = 'p' AS is_partitioned, w.table_kind = 'r' AND pg_relation_size(w.on_table) = 0 AS is_empty,
        CASE WHEN w.kind = 'table' AND f.kind = 'table'
             THEN ARRAY(SELECT c.name FROM unnest(string_to_array(w.columns, ' ')) AS c (name)
@@ -192,10 +192,13 @@ def compare(tx: Transaction, *, made_here: bool = False) -> Comparison:
         ("kinds", "names", "tables", "digests", "columns"),
         [(step.kind, step.name, step.table, step.digest, columns.get(step.name, "")) for step in wanted.values()],
     )
-    differences, foreign, tables, owners, role = [], [], [], set(), ""
+    overloads = tx.find_overloads()
+    differences, foreign, tables, owners, role = [], list(overloads.values()), [], set(), ""
     places = {key: place for place, key in enumerate(wanted)}
     rows = tx.execute(_OBJECTS, {**arrays, "schema": tx.schema})
     for row in sorted(rows, key=lambda row: places[row.kind, row.name]):
+        if row.kind == "function" and row.oid in overloads:
+            continue
         step, role = wanted[row.kind, row.name], row.role
         is_mailglass = step.name in schema.MAILGLASS_TABLES or (mailglass_tables and step.only_on == script.MADE_HERE)
         fault = row.fault or (f"lacks {', '.join(row.dropped_columns)}" if row.dropped_columns else None)
@@ -228,8 +231,6 @@ def _describe_foreign(step: SchemaStep, row: Any) -> list[str]:
     column = schema.TABLES.get(step.name, "").partition(" ")[0]
     if column in (row.dropped_columns or ()):
         return [f"table {step.name} is not ours, because it lacks {column}"]
-    if row.is_overloaded:
-        return [f"{step.kind} {step.name} exists with other arguments, too"]
     if row.owner == row.role or (step.kind == "index" and row.fault != SOMETHING_ELSE):
         return []  # an index belongs to the owner of its table
     return [f"{row.found_kind} {step.name} belongs to role {row.owner}"]

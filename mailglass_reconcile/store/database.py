@@ -23,11 +23,13 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from mailglass_reconcile.errors import (
+    AMBIGUOUS_FUNCTION,
     DIVISION_BY_ZERO,
     UNDEFINED_COLUMN,
     UNDEFINED_FUNCTION,
     UNDEFINED_SCHEMA,
     UNDEFINED_TABLE,
+    DatabaseRefusedError,
     MailglassReconcileError,
     SchemaOutdatedError,
     database_errors,
@@ -218,6 +220,14 @@ class Transaction(SessionTransaction):
         """Return the schemas of the database that have tables of Mailglass's or ours."""
         ours = array_literal([*revision.TABLES, revision.VERSION_TABLE])
         return [SchemaTables(*row) for row in self.execute(location.FIND, {"ours": ours})]
+
+    def find_overloads(self) -> dict[int, str]:
+        """Return a sentence for each function that has a name of ours and other arguments, by its oid."""
+        parameters = {"schema": self.schema, "functions": array_literal(ownership.FUNCTIONS)}
+        return {
+            row.oid: f"FUNCTION {row.function} exists with other arguments, owned by {row.owner}: drop it"
+            for row in self.execute(ownership.FIND_OVERLOADS, parameters)
+        }
 
     def name_of(self, relation: str) -> str:
         """Return a table's or an index's quoted name with its schema, for `to_regclass`."""
@@ -557,18 +567,21 @@ class Database:
 
 
 def is_schema_error(error: BaseException) -> bool:
-    """Return True if *error* may mean that the tables are in another schema, or at another revision."""
+    """Return True if *error* may mean that the schema has other tables or functions than this version needs."""
     is_undefined = isinstance(error, DBAPIError) and sqlstate(error) in (
         UNDEFINED_TABLE,
         UNDEFINED_COLUMN,
         UNDEFINED_FUNCTION,
         UNDEFINED_SCHEMA,
+        AMBIGUOUS_FUNCTION,
     )
     return is_undefined or isinstance(error, SchemaOutdatedError)
 
 
 def require_revision(tx: Transaction) -> None:
-    """Raise `SchemaOutdatedError` if Mailglass's tables have moved away, or ours are at another revision or missing."""
+    """Raise an error if a function of ours is overloaded, Mailglass's tables have moved away, or ours are outdated."""
+    for overload in tx.find_overloads().values():
+        raise DatabaseRefusedError(overload) from None
     if relocation := location.find_relocation(tx.load_schemas(), tx.schema):
         raise SchemaOutdatedError(str(relocation)) from None
     if version := tx.revision():

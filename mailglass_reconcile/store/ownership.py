@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from mailglass_reconcile.errors import DatabaseRefusedError, SchemaOutdatedError
 from mailglass_reconcile.store import revision, script
 
-# The third statement of the message that begins a transaction, under our search_path. Only the first result of a message
-# is read, so it fails with 22012 if a relation with one of our names must not be read; `FIND` then tells which.
+# The third statement of the message that begins a transaction, under our search_path. Only the first result of such a
+# message is read, so it fails with 22012 if a relation with one of our names must not be read; `FIND` then tells which.
 REFUSE = """
 SELECT 1 / CASE WHEN count(*) = 0 THEN 1 ELSE 0 END
   FROM pg_namespace AS n JOIN pg_class AS c ON c.relnamespace = n.oid
@@ -74,6 +74,21 @@ SELECT CAST(pg_catalog.json_agg(pg_catalog.json_build_array('function', f.pronam
          GROUP BY p.proname
         HAVING NOT pg_catalog.bool_or(
                  pg_catalog.pg_has_role(p.proowner, l.relowner, CAST('MEMBER' AS pg_catalog.text)))) AS f
+"""
+
+# Those of other roles come first, then those without the comment of `migrate`.
+FIND_OVERLOADS = """
+SELECT p.oid, p.oid::regprocedure::text AS function, pg_get_userbyid(p.proowner)::text AS owner
+  FROM (SELECT p.*, count(*) OVER (PARTITION BY p.proname) > 1 AS is_overloaded
+          FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+         WHERE n.nspname = :schema AND p.proname = ANY (CAST(:functions AS name[]))) AS p
+  LEFT JOIN pg_class AS l
+    ON l.relnamespace = p.pronamespace AND l.relname = 'mailglass_events' AND l.relkind IN ('r', 'p')
+ CROSS JOIN LATERAL (SELECT pg_has_role(p.proowner, l.relowner, 'MEMBER') IS NOT TRUE AS is_foreign,
+                            starts_with(obj_description(p.oid, 'pg_proc'), 'mailglass-reconcile ') IS TRUE
+                              AS is_stamped) AS f
+ WHERE p.is_overloaded AND (f.is_foreign OR NOT f.is_stamped)
+ ORDER BY f.is_foreign DESC, function
 """
 
 TABLES = (*revision.TABLES, revision.VERSION_TABLE, *sorted(revision.MAILGLASS_TABLES))

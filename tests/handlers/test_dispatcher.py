@@ -824,7 +824,7 @@ def test_a_batch_writes_its_jobs_with_its_links(handler_db):
     handle(handler_db, ("audit", "bounced"), ("suppress", "bounced"))
     with meter.statements(handler_db.engine) as sent:
         link_orphans(handler_db, 20)
-    assert len([text for text in sent if "_link_v1" in text or "handler_outbox" in text]) == 1
+    assert len([text for text in sent if "_link_v1" in text or ".mailglass_handler_outbox" in text]) == 1
     assert states(handler_db) == {"waiting": 40}
 
 

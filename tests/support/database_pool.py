@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
+from mailglass_reconcile.store.database import SessionTransaction
 from mailglass_reconcile.testing.databases import Databases
 
 _CATALOGS = (
@@ -264,4 +265,6 @@ class DatabasePool:
         engine = keep_one_connection(settings)
         with engine.connect() as connection:
             catalog = connection.exec_driver_sql("SELECT witness.catalog()").scalar_one()
+            # Once in a process: a test that counts statements must not depend on the tests before it.
+            SessionTransaction(connection, settings).require_ours()
         return PooledDatabase(settings.database_url.get_secret_value(), settings, engine, catalog)

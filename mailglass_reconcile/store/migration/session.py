@@ -29,8 +29,13 @@ SET TimeZone = 'UTC';
 SET row_security = off;
 SET check_function_bodies = off;
 SET lock_timeout = '{LOCK_TIMEOUT_MS}ms';
+SELECT set_config('restrict_nonsystem_relation_kind', 'view, foreign-table', false)
+ WHERE current_setting('restrict_nonsystem_relation_kind', true) IS NOT NULL;
 """
-"""The settings of the session. Alembic's own statements do not qualify Postgres's types and operators."""
+"""The settings of the session. Alembic's own statements do not qualify Postgres's types and operators.
+
+A migration reads no view; older servers lack the last setting.
+"""
 
 PLAN_HEADER = f"""
 -- run this with `psql -v ON_ERROR_STOP=1`; if it stops, run --plan again: finished steps are left out

@@ -418,6 +418,9 @@ def test_a_function_with_other_arguments_is_refused_before_anything_is_changed(e
     database.run("CREATE FUNCTION mailglass_reconcile_iso_v1(text) RETURNS text LANGUAGE sql AS 'SELECT $1'")
     database.run("CREATE FUNCTION mailglass_reconcile_iso_v1(int) RETURNS text LANGUAGE sql AS 'SELECT $1::text'")
     before = database.objects()
-    with pytest.raises(Exception, match="mailglass_reconcile_iso_v1 exists with other arguments, too"):
+    with pytest.raises(
+        Exception,
+        match=r"FUNCTION public.mailglass_reconcile_iso_v1\(.* exists with other arguments, owned by postgres: drop it",
+    ):
         runner.migrate(database.engine, database.settings, lambda line: None)
     assert database.objects() == before
