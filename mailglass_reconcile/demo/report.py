@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from mailglass_reconcile import attempt_link, events_channel, find_orphans, runtime
 from mailglass_reconcile.demo.environment import LAST_EVENTS, ROWS, Demo, print_line
 from mailglass_reconcile.demo.scenario import CALLS, LINK, OPEN, RACE
+from mailglass_reconcile.errors import docs_url
 
 REASONS = {
     "unmatched": "no row has the id: not our mail, or rolled back",
@@ -65,9 +66,9 @@ def print_report(environment: Demo) -> bool:
     print_line(f"  {len(links)} linked ({ways or 'by no sweep'}), {len(states)} open")
     for promise, is_kept in promises.items():
         print_line(f"  {'PASS' if is_kept else 'FAIL'}  {promise}", "green" if is_kept else "bold red")
-    print_line("next: export MAILGLASS_DATABASE_URL=postgresql://HOST/DATABASE")
-    print_line(f"      {_command()} migrate")
-    print_line(f"      {_command()} doctor")
+    print_line("next: make test    (in the clone)")
+    print_line(f"      {_command()} demo --keep    (servers for the README)")
+    print_line(f"      {docs_url('celery.md')}    (for your Celery app)")
     return all(promises.values())
 
 

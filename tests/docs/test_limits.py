@@ -219,7 +219,7 @@ def test_the_tables_of_the_page_are_those_of_a_migrated_database(tx):
 def test_the_readme_names_every_provider():
     """Their number is right, and each has a section on the page on providers."""
     titles = sorted((registry.get_provider(name).title for name in registry.PROVIDERS), key=str.lower)
-    listed = re.findall(r"\*\*(\d+) providers\*\*.*?does not sign: (.*?)\. You can", PAGES["README.md"])
+    listed = re.findall(r"\*\*(\d+) providers\*\*: (.*?), or \[your own\]", PAGES["README.md"])
     assert listed == [(str(len(titles)), f"{', '.join(titles[:-1])} and {titles[-1]}")]
     words = {17: "seventeen"}[len(titles)]
     assert f"{words.capitalize()} providers" in PAGES["own-provider.md"]

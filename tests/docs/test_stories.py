@@ -29,7 +29,7 @@ STATES = "SELECT tenant_id, recipient, last_event_type FROM mailglass_deliveries
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory) -> Machine:
-    """The machine after the first lines of the quickstart, which the stories share because it takes seconds."""
+    """The machine after the README's lines of Install, which the stories share because it takes seconds."""
     return Machine(tmp_path_factory.mktemp("machine"))
 
 
@@ -47,17 +47,37 @@ def states(url: str) -> list[tuple[str, ...]]:
         return [tuple(row) for row in connection.execute(sa.text(STATES))]
 
 
-def test_the_quickstart_of_the_readme(machine, empty_database_url, redis_url, tmp_path):
-    """It ends with a linked event and a doctor without findings, although nobody has set up a Redis."""
-    installing, script, running, checking = pages.section(pages.README, "Quickstart")
-    with Reader(machine, empty_database_url, redis_url, tmp_path) as reader:
-        del reader.environment["MAILGLASS_REDIS_URL"]
-        assert pages.commands(installing)[-1] == "mailglass-reconcile migrate"
-        reader._run("mailglass-reconcile migrate", tmp_path)
+def test_the_readme_in_a_clone_without_a_database(machine):
+    """`demo --keep` has both servers; an event is linked, Celery sweeps, and each operator's command answers."""
+    commands = [command.split("  #")[0].rstrip() for command in pages.commands(*pages.section(pages.README, "Try it"))]
+    assert commands[2:] == ["make demo", "make test"]  # tests/demo/test_make.py runs both
+    keeping, script, running = pages.section(pages.README, "The two calls")
+    celery_app, working = pages.section(pages.README, "Celery")
+    (operating,) = pages.section(pages.README, "Operate it")
+    with Reader(machine, "postgresql://none/none", "redis://none", machine.clone) as reader:
+        reader.environment.clear()
+        reader.environment["PATH"] = machine.given["PATH"]
+        reader.paste(keeping)
         reader.save("first.py", script.text)
-        (running_it,), (expected,) = pages.commands(running), pages.outputs(running)
-        assert reader._run(f"{running_it} 2>&1", tmp_path).splitlines() == expected.splitlines()
-        reader.paste(checking)
+        reader.paste(running)
+        reader.follow([celery_app, working])
+        reader.process.wait_for("mailglass_reconcile.tasks.reconcile")
+        reader.process.wait_for("succeeded")
+        for command in pages.commands(operating)[:2]:
+            reader._run(command, machine.clone)
+        assert "delivered" in reader._run("echo ada@example.com | mailglass-reconcile find -", machine.clone)
+
+
+@pytest.mark.parametrize(("heading", "page"), [("Django and Anymail", "django.md"), ("FastAPI", "fastapi.md")])
+def test_the_readme_has_the_lines_of_a_page_that_is_followed(heading, page):
+    """The other stories run the page."""
+    (block,) = pages.section(pages.README, heading)
+    text = (DOCS / page).read_text()
+    lines = [line.split("  #")[0].strip() for line in block.text.splitlines() if not line.strip().startswith("#")]
+    if page == "django.md":
+        lines = re.findall(r'"(?:mailglass_|webhooks/)[^"]*"|MAILGLASS_\w+', block.text)
+        assert len(lines) == 4
+    assert [line for line in lines if line not in text] == []
 
 
 def test_fastapi_with_postmark_from_the_readme_to_a_shown_status(reader, empty_database_url):
@@ -145,10 +165,10 @@ def test_the_bundled_celery_app(reader):
 
 
 def test_from_an_address_to_an_answer(reader, tmp_path):
-    """`find` prints a command for the quickstart's delivery, whose output has a row in the page's table."""
-    _, script, running, _ = pages.section(pages.README, "Quickstart")
+    """`find` prints a command for the README's delivery, whose output has a row in the page's table."""
+    _, script, _ = pages.section(pages.README, "The two calls")
     reader.save("first.py", script.text)
-    reader.paste(running)
+    reader._run("python first.py", tmp_path)
     finding, explaining, *_ = pages.section(DOCS / "trouble.md", "From an address to an answer")
     (find,) = pages.commands(finding)
     result = reader._run(f"echo ada@example.com | {find}", tmp_path)

@@ -36,7 +36,7 @@ WORKER = re.compile(r"\bcelery -A \w+ (worker|beat)\b")
 
 
 class Machine:
-    """A folder with a clone and a virtual environment, made by the lines of the README's quickstart.
+    """A folder with a clone and a virtual environment, made as `make demo` and the README's lines of Install make it.
 
     There is no network: a copy of this checkout is the clone, and pip builds the package from it, and finds what it
     depends on installed, in a folder of links to what is installed here, pip among it. What is installed then is
@@ -47,8 +47,10 @@ class Machine:
         """Make the machine, with the package in it."""
         self.folder = folder
         self.installed: set[str] = set()
-        block, *_ = pages.section(pages.README, "Quickstart")
-        cloning, entering, making, building, *self.settling = pages.commands(block)
+        (trying,), (installing,) = (pages.section(pages.README, heading) for heading in ("Try it", "Install it"))
+        cloning, entering, *_ = pages.commands(trying)
+        building, *self.settling = pages.commands(installing)
+        assert building.startswith("pip install PATH_OF_THE_CLONE")
         self.clone = folder / entering.removeprefix("cd ")
         assert re.fullmatch(rf"git clone https://git\.example\.com/{self.clone.name}\.git +#.*", cloning)
         shutil.copytree(pages.ROOT, self.clone, ignore=IGNORED)
@@ -61,9 +63,9 @@ class Machine:
             "PIP_NO_BUILD_ISOLATION": "0",  # without build isolation: the build backend is installed
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         }
-        self.run(f"{making} --without-pip", self.clone)
+        self.run("python3 -m venv .venv --without-pip", self.clone)
         self._lend_what_is_installed()
-        self.run(f". .venv/bin/activate && {building}", self.clone)
+        self.run(f". .venv/bin/activate && {building.replace('PATH_OF_THE_CLONE', '.')}", self.clone)
         modules = [*processes.IMPORTED, *processes.FRAMEWORKS]
         self._forker = processes.Forker(self.clone / ".venv/bin/python", self.given, modules)
         self.commands = self._forker.commands
@@ -99,7 +101,7 @@ class Machine:
 
 
 class Reader(ExitStack):
-    """A reader who has followed the quickstart with a database of their own, and goes on with a page.
+    """A reader who has followed the README with a database of their own, and goes on with a page.
 
     They save a block of Python under the name in its first line, paste each command, leave a server running, and
     see what the page shows.
@@ -149,6 +151,11 @@ class Reader(ExitStack):
                 self._serve(command)
             elif match := WORKER.search(command):
                 self._start(command, " ready." if match[1] == "worker" else "beat: Starting")
+            elif command.endswith("demo --keep"):
+                self._start(command, "export MAILGLASS_REDIS_URL=")
+            elif re.fullmatch(r"export \w+='…'", command):  # what the demo has printed
+                (line,) = re.findall(rf"^{command.partition('=')[0]}=.*$", self.process.output, re.M)
+                self._started.append(line.strip())
             elif command.startswith("export ") or re.match(r"\w+\(\) \{", command):
                 self._started.append(self._replace_servers(command))
             elif command.startswith("mkdir ") and " && cd " in command:
