@@ -88,7 +88,11 @@ def dispatch_within(seconds: float | None, origin: Origin = "python") -> Dispatc
         return dispatcher.result
     with telemetry.span("dispatch") as span:
         try:
-            with database_errors(), execution.open_connection() as begin:
+            with (
+                database_errors(),
+                runtime.database().explaining_schema_errors(),
+                execution.open_connection() as begin,
+            ):
                 dispatcher.run(begin)
                 _add_run(begin, dispatcher.result, origin)
         finally:

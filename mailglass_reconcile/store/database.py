@@ -229,6 +229,11 @@ class Transaction(SessionTransaction):
             for row in self.execute(ownership.FIND_OVERLOADS, parameters)
         }
 
+    def refuse_overloads(self) -> None:
+        """Raise an error that names an overload of a function of ours, if there is one."""
+        for overload in self.find_overloads().values():
+            raise DatabaseRefusedError(overload) from None
+
     def name_of(self, relation: str) -> str:
         """Return a table's or an index's quoted name with its schema, for `to_regclass`."""
         return in_schema(f"{{schema}}.{relation}", self.schema)
@@ -434,6 +439,9 @@ class OpenConnection:
             if not has_begun and sqlstate(error) == DIVISION_BY_ZERO:
                 with self.reading_catalog() as tx:
                     tx.find_owned().refuse_foreign(tx.schema)
+            if sqlstate(error) == AMBIGUOUS_FUNCTION:
+                with suppress(SQLAlchemyError), self.reading_catalog() as tx:
+                    tx.refuse_overloads()
             raise
 
     @contextmanager
@@ -532,6 +540,17 @@ class Database:
                 raise
 
     @contextmanager
+    def explaining_schema_errors(self) -> Iterator[None]:
+        """Raise the error of `require_revision` for one of the block that comes from another schema or revision."""
+        try:
+            yield
+        except Exception as error:
+            if is_schema_error(error):
+                with suppress(SQLAlchemyError), self.reading_catalog() as tx:
+                    require_revision(tx)
+            raise
+
+    @contextmanager
     def second_connection(self) -> Iterator[OpenConnection | None]:
         """Open a connection outside the engine's pool for the block; yield None if the server refuses it.
 
@@ -580,8 +599,7 @@ def is_schema_error(error: BaseException) -> bool:
 
 def require_revision(tx: Transaction) -> None:
     """Raise an error if a function of ours is overloaded, Mailglass's tables have moved away, or ours are outdated."""
-    for overload in tx.find_overloads().values():
-        raise DatabaseRefusedError(overload) from None
+    tx.refuse_overloads()
     if relocation := location.find_relocation(tx.load_schemas(), tx.schema):
         raise SchemaOutdatedError(str(relocation)) from None
     if version := tx.revision():

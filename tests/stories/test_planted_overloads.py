@@ -32,6 +32,7 @@ from browsing import TOKEN, Visitor
 from catalog import client, installation, url_of
 from database import Database
 from drivers import Driver
+from every_command import COMMANDS, ELSEWHERE, IDS
 from installation import PATIENCE, QUEUE
 from mailglass_reconcile import (
     DeliveryEvent,
@@ -59,7 +60,6 @@ pytestmark = pytest.mark.slow
 
 PASSWORD = "secret"  # noqa: S105
 ROLES = tuple(granting.STATEMENTS)
-IDS = {name: str(uuid.UUID(int=number)) for number, name in enumerate(("orphan", "delivery", "lone"), 1)}
 DAY = 86_400
 
 
@@ -149,50 +149,6 @@ def handle_audits() -> None:
         pass
 
 
-COMMANDS = (
-    ("status", 0),
-    ("status --check", 1),
-    ("status --tenant acme --json", 0),
-    ("orphans", 0),
-    ("orphans --expired", 0),
-    ("orphans --message-id m-2 --recipient ada@example.com", 0),
-    (f"explain {IDS['lone']}", 0),
-    ("explain --message-id m-1", 0),
-    ("find m-1", 0),
-    ("find ada@example.com", 0),
-    (f"link {IDS['lone']} {IDS['delivery']} --reason ticket --dry-run", 0),
-    ("sweep --dry-run --verbose", 0),
-    (f"sweep --yes --event {IDS['orphan']}", 0),
-    ("sweep --yes", 0),
-    (f"explain {IDS['orphan']}", 0),
-    (f"link {IDS['lone']} {IDS['delivery']} --reason ticket --yes", 0),
-    ("dispatch --waiting", 0),
-    ("dispatch --dead", 0),
-    ("dispatch --replay delivered --since 7d --yes", 0),
-    ("dispatch", 0),
-    ("dispatch --retry", 0),
-    ("rekey", 0),
-    ("prune --dry-run", 0),
-    ("prune", 0),
-    ("doctor --verbose", 0),
-    ("doctor --repair", 0),
-    ("erase ada@example.com --dry-run", 0),
-    ("erase ada@example.com --yes", 0),
-    ("dispatch --forget --handler old --yes", 0),
-    ("migrate --check", 0),
-    ("migrate --plan", 0),
-    ("migrate --grants", 0),
-    ("migrate", 0),
-    ("migrate --remove --yes", 0),
-    ("migrate", 0),
-    ("migrate --remove --tables --yes", 0),
-    ("migrate", 0),
-)
-"""Each command, in ways that send different statements, and its exit code for a superuser."""
-ELSEWHERE = {"demo", "follow", "listen", "receive", "serve", "trigger"}
-"""Commands on a server of their own, without a database, and those that a test below starts."""
-
-
 def test_every_command_is_tried():
     """A new one must be added."""
     assert {line.split()[0] for line, _ in COMMANDS} == commands.SUBCOMMANDS.keys() - ELSEWHERE
@@ -231,6 +187,44 @@ def test_psql_with_the_grants_of_the_documented_roles(db, planted):
     tables.engine.dispose()
     granted = processes.run(psql, stdin=script)
     assert (granted.returncode, granted.stderr) == (0, "")
+
+
+WITHOUT_MIGRATION = [(line, code) for line, code in COMMANDS if not line.startswith("migrate")]
+
+
+def _plant_own(db: Database, planted: Planted, *, with_default: bool) -> None:
+    url = make_url(db.url).set(drivername="postgresql+psycopg", username=planted.planter, password=PASSWORD)
+    planter = sa.create_engine(url, poolclass=sa.NullPool)
+    if with_default:
+        overloads.plant_own_with_default(db.engine, planter)
+    else:
+        assert overloads.plant_own(db.engine, planter) > 500
+
+
+@pytest.mark.guard
+@pytest.mark.parametrize(
+    "role", slow_unless("superuser".__eq__, ["superuser", "mailglass_sweeper", "mailglass_dispatcher"])
+)
+def test_a_command_beside_overloads_of_our_own_functions(db, planted, role):
+    """None is a better match than ours, and it works as without them."""
+    _plant_own(db, planted, with_default=False)
+    handle_audits()
+    retention = {f"MAILGLASS_RETENTION_{name}_DAYS": "30" for name in ("EVENTS", "DELIVERIES")}
+    used = _as_role(db, planted, role)
+    codes = {line: commands.run_unchecked(used, *line.split(), **retention).returncode for line, _ in WITHOUT_MIGRATION}
+    if role == "superuser":
+        assert codes == dict(WITHOUT_MIGRATION)
+
+
+def test_an_ambiguous_call_is_an_error_that_names_the_overload_its_owner_and_the_remedy(db, planted):
+    """Of an overload with a default, no cast makes ours the better match."""
+    _plant_own(db, planted, with_default=True)
+    handle_audits()
+    results = {
+        line: commands.run_unchecked(db, *line.split()) for line in ("sweep --yes", "prune", "dispatch", "orphans")
+    }
+    told = f"exists with other arguments, owned by {planted.planter}: drop it"
+    assert [line for line, result in results.items() if told not in result.stdout + result.stderr] == []
 
 
 PAGES = (

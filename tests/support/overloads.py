@@ -108,8 +108,7 @@ def plant_own(admin: sa.Engine, planter: sa.Engine, schema: str = "public", *, a
 
 def plant_own_with_default(admin: sa.Engine, planter: sa.Engine, schema: str = "public") -> None:
     """Plant an overload of each of our functions that has one more argument with a default: each call is ambiguous."""
-    with admin.connect() as connection:
-        functions = connection.execute(_OWN, {"schema": schema}).all()
+    _, functions = _read_own(admin, schema)
     statements = [
         _create_own(schema, function, (*function.arguments, "integer DEFAULT 0"), as_procedure=False)
         for function in functions
@@ -118,11 +117,16 @@ def plant_own_with_default(admin: sa.Engine, planter: sa.Engine, schema: str = "
         connection.execution_options(no_parameters=True).exec_driver_sql(";\n".join(statements))
 
 
+def _read_own(admin: sa.Engine, schema: str) -> tuple[dict[str, list[str]], Sequence[sa.Row[Any]]]:
+    """Return the implicit casts, and our functions."""
+    with admin.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL search_path = pg_catalog")  # others may be planted already
+        return dict(connection.execute(_CASTS).all()), connection.execute(_OWN, {"schema": schema}).all()  # type: ignore[arg-type]
+
+
 def _own_overloads(admin: sa.Engine, schema: str) -> Iterator[tuple[sa.Row[Any], list[tuple[str, ...]]]]:
     """Yield each of our functions with the arguments of its overloads."""
-    with admin.connect() as connection:
-        casts = dict(connection.execute(_CASTS).all())
-        functions = connection.execute(_OWN, {"schema": schema}).all()
+    casts, functions = _read_own(admin, schema)
     for function in functions:
         own = tuple(function.arguments)
         accepted = [_converted(argument, casts) for argument in own]
