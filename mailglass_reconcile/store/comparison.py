@@ -163,6 +163,7 @@ class Comparison(NamedTuple):
     Attributes:
         differences: The objects that differ, the gravest first.
         foreign: A phrase for each object with one of our names that belongs to another role, or is something else.
+        strangers: Those of them that are relations of a role which could not own the ledger.
         tables: Our tables that exist.
         role: The role that compares.
         owner: The other role that owns all of our objects; None if there is none, or several.
@@ -170,6 +171,7 @@ class Comparison(NamedTuple):
 
     differences: list[Difference]
     foreign: list[str]
+    strangers: list[str]
     tables: list[str]
     role: str
     owner: str | None
@@ -192,8 +194,9 @@ def compare(tx: Transaction, *, made_here: bool = False) -> Comparison:
         ("kinds", "names", "tables", "digests", "columns"),
         [(step.kind, step.name, step.table, step.digest, columns.get(step.name, "")) for step in wanted.values()],
     )
-    overloads = tx.find_overloads()
-    differences, foreign, tables, owners, role = [], list(overloads.values()), [], set(), ""
+    owned, overloads = tx.find_owned(), tx.find_overloads()
+    strangers = owned.foreign if owned.has_ledger else []
+    differences, foreign, tables, owners, role = [], [*strangers, *overloads.values()], [], set(), ""
     places = {key: place for place, key in enumerate(wanted)}
     rows = tx.execute(_OBJECTS, {**arrays, "schema": tx.schema})
     for row in sorted(rows, key=lambda row: places[row.kind, row.name]):
@@ -218,7 +221,9 @@ def compare(tx: Transaction, *, made_here: bool = False) -> Comparison:
             owners |= {row.owner} if step.kind != "index" else set()
     owner = owners.pop() if len(owners) == 1 else None
     grave_first = sorted(differences, key=lambda difference: not difference.is_grave)
-    return Comparison(grave_first, list(dict.fromkeys(foreign)), tables, role, owner if owner != role else None)
+    return Comparison(
+        grave_first, list(dict.fromkeys(foreign)), strangers, tables, role, owner if owner != role else None
+    )
 
 
 def _is_compared(step: SchemaStep, *, mailglass_tables: bool) -> bool:

@@ -94,6 +94,8 @@ def _upgrade(context: Any, request: Request) -> None:
         if revision.is_newer(version) and comparison.tables:
             say(f"warning: nothing was changed, because {revision.find_mismatch(version)}")
             return
+        if comparison.strangers:
+            preflight.refuse_foreign(tx, comparison)
         has_ledger = _require_usable(tx, version, comparison)
         least_days = retention.format_least_days(tx)
         is_done = version == revision.VERSION and not comparison.curable and not least_days

@@ -55,14 +55,16 @@ def find_missing_objects(engine: sa.Engine, settings: Settings) -> list[str]:
     with Database(engine, settings).reading_catalog() as tx:
         if relocation := location.find_relocation(tx.load_schemas(), tx.schema):
             return [with_local_names(str(relocation))]
-        version = tx.revision()
+        version, comparison = tx.revision(), compare(tx)
+        if comparison.strangers:
+            return [f"{phrase}: drop or rename it" for phrase in comparison.strangers]
         if revision.is_newer(version):
             return []
         if error := revision.find_mismatch(version):
             return [with_local_names(str(error))]
         return [
             with_local_names(f"{difference.message}: {difference.remedy(tx)}")
-            for difference in compare(tx).differences
+            for difference in comparison.differences
             if difference.is_grave or difference.is_curable
         ]
 
