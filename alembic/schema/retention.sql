@@ -46,11 +46,25 @@ SELECT inserted_at OPERATOR(pg_catalog.<) {schema}.mailglass_reconcile_days_ago_
        AND last_event_at OPERATOR(pg_catalog.<) {schema}.mailglass_reconcile_days_ago_v1(days)
 $$;
 
+-- step: function mailglass_reconcile_hold_expired_v1
+-- Keeps retention from deleting expired orphans until the transaction ends: the caller links one. It has its owner's
+-- rights, and the lock is one that only the owner and who may call this can take. It locks the table, which never has
+-- more than two rows: a row is there only if an age is stored.
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_hold_expired_v1()
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  LOCK TABLE {schema}.mailglass_reconcile_retention IN ROW SHARE MODE;
+END;
+$$;
+
+REVOKE ALL ON FUNCTION {schema}.mailglass_reconcile_hold_expired_v1() FROM PUBLIC;
+
 -- step: function mailglass_prune_events [made here]
 -- Deletes old events: of each delivery all, with the orphans linked to it, or none; and orphans that have expired. An
 -- event that a handler waits for or has given up on keeps its delivery's events. Its cursor is the last id of the page.
+-- It counts the expired orphans that it has left, because a session links one.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_prune_events(
-    days integer, size integer, INOUT after_id uuid, OUT deleted bigint)
+    days integer, size integer, INOUT after_id uuid, OUT deleted bigint, OUT kept bigint)
   LANGUAGE plpgsql SECURITY DEFINER
 {our_settings} AS $$
 DECLARE
@@ -90,9 +104,15 @@ BEGIN
    WHERE o.id = ANY (held)
       OR NOT EXISTS (SELECT FROM {schema}.mailglass_deliveries AS d WHERE d.id = o.id OFFSET 0);
 
-  -- Whoever links an expired orphan holds this lock: while somebody does, such orphans are left to the next prune.
-  IF loose IS NOT NULL AND NOT pg_try_advisory_xact_lock(hashtext('mailglass_reconcile expired')) THEN
-    loose := NULL;
+  -- Whoever links an expired orphan holds a lock that conflicts: then such orphans are left to the next prune.
+  kept := 0;
+  IF loose IS NOT NULL THEN
+    BEGIN
+      LOCK TABLE {schema}.mailglass_reconcile_retention IN EXCLUSIVE MODE NOWAIT;
+    EXCEPTION WHEN lock_not_available THEN
+      kept := cardinality(loose);
+      loose := NULL;
+    END;
   END IF;
 
   -- A statement of its own, which sees what was committed before the locks were there. The newest event comes first: one

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from mailglass_reconcile import runtime, telemetry
 from mailglass_reconcile.errors import MailglassReconcileError, database_errors
 from mailglass_reconcile.mailglass_compat import raw_webhooks
+from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.rules.matching import UNMATCHABLE, UNMATCHED
 from mailglass_reconcile.rules.states import RunStatus
 from mailglass_reconcile.settings import Settings
@@ -169,8 +170,13 @@ class _Prune:
 
     def _delete_events(self, connected: OpenConnection) -> int:
         if (days := self._settings.retention_events_days) is not None:
-            for deleted in retention.delete_events(connected, days):
+            all_kept = 0
+            for deleted, kept in retention.delete_events(connected, days):
                 self.result.events += deleted
+                all_kept += kept
+            if all_kept:
+                kept_events = pluralize(all_kept, "expired event is", "expired events are")
+                logger.warning("prune: %s left to the next prune: another session is linking some", kept_events)
         return 0
 
     def _delete_deliveries(self, connected: OpenConnection) -> int:

@@ -115,6 +115,8 @@ GRANT SELECT,
 GRANT SELECT, INSERT, DELETE ON mailglass_open_orphan_ids TO mailglass_sweeper;
 -- close orphans that have their `reconciled` event
 GRANT EXECUTE ON FUNCTION mailglass_reconcile_close_v1(uuid[]) TO mailglass_sweeper;
+-- keep an expired orphan from retention while it is linked
+GRANT EXECUTE ON FUNCTION mailglass_reconcile_hold_expired_v1() TO mailglass_sweeper;
 -- prune raw webhooks; UPDATE (id) only locks rows
 GRANT SELECT (id, status, inserted_at), UPDATE (id), DELETE ON mailglass_webhook_events TO mailglass_sweeper;
 -- enqueue jobs of handlers, and prune those that are done or dead; UPDATE (error) only locks rows

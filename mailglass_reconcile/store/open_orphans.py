@@ -72,9 +72,9 @@ SELECT min(greatest(o.arrived_at + make_interval(secs => :grace_seconds),
  CROSS JOIN LATERAL (SELECT inserted_at FROM {schema}.mailglass_deliveries WHERE id = k.delivery_id) AS d
 """
 
-# Retention deletes expired orphans only if no session has this lock. It is a statement of its own, so that the next one
-# sees what a batch has deleted. It locks no row, because no role may update rows of the ledger.
-_HOLD_EXPIRED = "SELECT pg_advisory_xact_lock_shared(hashtext('mailglass_reconcile expired'))"
+# Retention deletes expired orphans only if no session holds them. A statement of its own, so that the next one sees
+# what has been deleted.
+_HOLD_EXPIRED = "SELECT {schema}.mailglass_reconcile_hold_expired_v1()"
 
 # Only for a moment: the prune removes again what is not linked then, and linking closes what was linked before.
 _REOPEN = """

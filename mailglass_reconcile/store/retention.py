@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.store import schema
@@ -31,7 +32,7 @@ INSERT INTO {schema}.mailglass_reconcile_retention (relation, days) VALUES ('REL
 """
 
 _PRUNE_EVENTS = """
-SELECT after_id::text AS after_id, deleted
+SELECT after_id::text AS after_id, deleted, kept
   FROM {schema}.mailglass_prune_events(CAST(:days AS integer), CAST(:size AS integer), CAST(:after_id AS uuid))
 """
 _PRUNE_DELIVERIES = """
@@ -90,27 +91,28 @@ def format_least_days(tx: Transaction) -> str:
     )
 
 
-def delete_events(connected: OpenConnection, days: int) -> Iterator[int]:
+def delete_events(connected: OpenConnection, days: int) -> Iterator[tuple[int, int]]:
     """Delete events older than *days* that are linked, attached or expired: all events of a delivery, or none.
 
-    Yield the number of deleted events after each committed batch. A batch scans some events and also deletes the other
-    events of their deliveries.
+    Yield the number of deleted events after each committed batch, and that of expired ones that were kept, because a
+    session was linking some. A batch scans some events and also deletes the other events of their deliveries.
     """
     size = connected.limits.retention_rows
-    return _batches(connected, EVENTS, _PRUNE_EVENTS, days, size, {"after_id": NIL})
+    for page in _pages(connected, EVENTS, _PRUNE_EVENTS, days, size, {"after_id": NIL}):
+        yield page["deleted"], page["kept"]
 
 
 def delete_deliveries(connected: OpenConnection, days: int) -> Iterator[int]:
-    """Delete deliveries older than *days* without events; yields and raises as `delete_events` does."""
+    """Delete deliveries older than *days* without events; yield the number of each batch."""
     start = {"after_tenant": "", "after_provider": "", "after_time": "-infinity", "after_id": NIL}
-    return _batches(connected, DELIVERIES, _PRUNE_DELIVERIES, days, connected.limits.batch_rows, start)
+    for page in _pages(connected, DELIVERIES, _PRUNE_DELIVERIES, days, connected.limits.batch_rows, start):
+        yield page["deleted"]
 
 
-def _batches(
+def _pages(
     connected: OpenConnection, name: str, statement: str, days: int, size: int, start: Mapping[str, str]
-) -> Iterator[int]:
+) -> Iterator[dict[str, Any]]:
     with connected.reading() as tx:
         if problem := find_problem(tx, name, days):
             raise DatabaseRefusedError(str(problem))
-    for page in connected.in_pages(statement, start, {"days": days, "size": size}):
-        yield page["deleted"]
+    yield from connected.in_pages(statement, start, {"days": days, "size": size})

@@ -49,9 +49,9 @@ def test_each_function_that_is_called_has_the_settings_of_our_transactions(tx):
     # A handler's transaction has no such settings.
     more = {f"mailglass_reconcile_{name}_job_v1": {"lock_timeout": "30s"} for name in ("claim", "start")}
     rows = {name: dict(setting.split("=", 1) for setting in settings) for name, settings in tx.rows(SETTINGS)}
-    for name in ("finish_job", "project", "failure", "require_age"):
+    for name in ("finish_job", "hold_expired", "project", "failure", "require_age"):
         assert rows.pop(f"mailglass_reconcile_{name}_v1") == {"search_path": SCOPE["search_path"]}
-    assert len(rows) == len(FUNCTIONS) - 4 - 16, "sixteen are inlined into statements of ours"
+    assert len(rows) == len(FUNCTIONS) - 5 - 16, "sixteen are inlined into statements of ours"
     for function, settings in rows.items():
         items = {name: value.replace('"', "") for name, value in settings.items()}
         assert items == {**expected, **more.get(function, {})}

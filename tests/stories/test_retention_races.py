@@ -1,6 +1,7 @@
 """Retention while others write, in two prunes at once, and against each writer: per delivery all or none."""
 
 import random
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from backdating import EVENTS_BY_DELIVERY, batch, check, days_ago, fill, prune
 from factories import delivery, orphan
@@ -107,7 +109,7 @@ def record_again(connection) -> str:
     return str(record_send(connection, tenant_id="acme", provider="postmark", sent=sent)[0].delivery_id)
 
 
-def test_an_expired_event_that_is_linked_manually_is_not_deleted(db):
+def test_an_expired_event_that_is_linked_manually_is_not_deleted(db, caplog):
     """This holds before the link commits too, and a rollback leaves it to the next prune."""
     event, to = orphan(db, {}, age_seconds=40 * 86_400), delivery(db)
     prune(db, None)
@@ -115,9 +117,38 @@ def test_an_expired_event_that_is_linked_manually_is_not_deleted(db):
         with db.engine.connect() as linking:
             link_manually(linking, event, to)
             assert prune(db).events == 0
+            assert "prune: 1 expired event is left to the next prune: another session is linking some" in caplog.text
             (linking.commit if commits else linking.rollback)()
     assert prune(db).events == 0
     assert [row.type for row in db.rows(LEDGER)] == ["delivered", "reconciled"]
+
+
+HOLDING = (
+    "SELECT mailglass_reconcile_hold_expired_v1()",
+    "LOCK TABLE mailglass_reconcile_retention IN ROW SHARE MODE",
+    "SELECT FROM mailglass_reconcile_retention FOR SHARE",
+)
+
+
+def test_a_role_that_may_only_connect_keeps_nothing_from_retention(db, admin):
+    """No lock that such a role can take counts, and it may not take the one that does."""
+    orphan(db, {}, age_seconds=40 * 86_400)
+    prune(db, None)
+    role = f"mgtest_stranger_{uuid.uuid4().hex[:12]}"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {role}")
+    try:
+        with db.engine.connect() as stranger:
+            stranger.exec_driver_sql(f"SET ROLE {role}")
+            stranger.exec_driver_sql("SELECT pg_advisory_lock(hashtext('mailglass_reconcile expired'))")
+            for statement in HOLDING:
+                with pytest.raises(sa.exc.ProgrammingError, match="permission denied"), stranger.begin_nested():
+                    stranger.exec_driver_sql(statement)
+            assert prune(db).events == 1
+            stranger.exec_driver_sql("RESET ROLE; SELECT pg_advisory_unlock_all()")
+    finally:
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"DROP ROLE {role}")
 
 
 def test_an_expired_event_that_is_being_deleted_is_not_linked(db):
