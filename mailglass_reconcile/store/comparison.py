@@ -196,11 +196,11 @@ def compare(tx: Transaction, *, made_here: bool = False) -> Comparison:
     )
     owned, overloads = tx.find_owned(), tx.find_overloads()
     strangers = owned.foreign if owned.has_ledger else []
-    differences, foreign, tables, owners, role = [], [*strangers, *overloads.values()], [], set(), ""
+    differences, foreign, tables, owners, role = [], [*strangers, *map(str, overloads)], [], set(), ""
     places = {key: place for place, key in enumerate(wanted)}
     rows = tx.execute(_OBJECTS, {**arrays, "schema": tx.schema})
     for row in sorted(rows, key=lambda row: places[row.kind, row.name]):
-        if row.kind == "function" and row.oid in overloads:
+        if row.kind == "function" and row.oid in {overload.oid for overload in overloads}:
             continue
         step, role = wanted[row.kind, row.name], row.role
         is_mailglass = step.name in schema.MAILGLASS_TABLES or (mailglass_tables and step.only_on == script.MADE_HERE)

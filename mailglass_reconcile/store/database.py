@@ -41,7 +41,7 @@ from mailglass_reconcile.store import engines, location, ownership, revision, sc
 from mailglass_reconcile.store.engines import ISOLATION
 from mailglass_reconcile.store.limits import LIMITS, Limits
 from mailglass_reconcile.store.location import SchemaTables
-from mailglass_reconcile.store.ownership import Owned
+from mailglass_reconcile.store.ownership import Overload, Owned
 from mailglass_reconcile.store.script import SCOPE
 
 logger = logging.getLogger(__name__)
@@ -174,10 +174,13 @@ class SessionTransaction:
         place = (engines.database_identity(self.connection.engine), self.schema)
         if place not in _trusted:
             self.find_owned().require_migrated(self.schema)
-            parameters = {"schema": self.schema, "functions": array_literal(ownership.FUNCTIONS)}
-            foreign = self._send(ownership.FIND_FUNCTIONS, parameters).scalar_one()
-            ownership.refuse(self.schema, ownership.describe(foreign))
+            ownership.refuse(self.schema, self.find_foreign_functions())
             _trusted.add(place)
+
+    def find_foreign_functions(self) -> list[str]:
+        """Return a phrase for each of our functions that is missing and that another role has planted."""
+        parameters = {"schema": self.schema, "functions": array_literal(ownership.FUNCTIONS)}
+        return ownership.describe(self._send(ownership.FIND_FUNCTIONS, parameters).scalar_one())
 
     def exchange(self, values: Mapping[str, str]) -> dict[str, str]:
         """Change settings as `set` does, and return them as they were."""
@@ -221,18 +224,19 @@ class Transaction(SessionTransaction):
         ours = array_literal([*revision.TABLES, revision.VERSION_TABLE])
         return [SchemaTables(*row) for row in self.execute(location.FIND, {"ours": ours})]
 
-    def find_overloads(self) -> dict[int, str]:
-        """Return a sentence for each function that has a name of ours and other arguments, by its oid."""
+    def find_overloads(self) -> list[Overload]:
+        """Return the functions that have a name of ours and other arguments."""
         parameters = {"schema": self.schema, "functions": array_literal(ownership.FUNCTIONS)}
-        return {
-            row.oid: f"FUNCTION {row.function} exists with other arguments, owned by {row.owner}: drop it"
-            for row in self.execute(ownership.FIND_OVERLOADS, parameters)
-        }
+        return [Overload(*row) for row in self.execute(ownership.FIND_OVERLOADS, parameters)]
+
+    def find_creators(self) -> list[str]:
+        """Return the roles, quoted, that may create objects in the schema, and own neither it nor the ledger."""
+        return list(self.execute(ownership.FIND_CREATORS, {"schema": self.schema}).scalars())
 
     def refuse_overloads(self) -> None:
         """Raise an error that names an overload of a function of ours, if there is one."""
-        for overload in self.find_overloads().values():
-            raise DatabaseRefusedError(overload) from None
+        for overload in self.find_overloads():
+            raise DatabaseRefusedError(f"{overload}: drop it") from None
 
     def name_of(self, relation: str) -> str:
         """Return a table's or an index's quoted name with its schema, for `to_regclass`."""

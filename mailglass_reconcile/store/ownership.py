@@ -78,7 +78,7 @@ SELECT CAST(pg_catalog.json_agg(pg_catalog.json_build_array('function', f.pronam
 
 # Those of other roles come first, then those without the comment of `migrate`.
 FIND_OVERLOADS = """
-SELECT p.oid, p.oid::regprocedure::text AS function, pg_get_userbyid(p.proowner)::text AS owner
+SELECT p.oid, p.oid::regprocedure::text AS function, pg_get_userbyid(p.proowner)::text AS owner, f.is_foreign
   FROM (SELECT p.*, count(*) OVER (PARTITION BY p.proname) > 1 AS is_overloaded
           FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
          WHERE n.nspname = :schema AND p.proname = ANY (CAST(:functions AS name[]))) AS p
@@ -89,6 +89,20 @@ SELECT p.oid, p.oid::regprocedure::text AS function, pg_get_userbyid(p.proowner)
                               AS is_stamped) AS f
  WHERE p.is_overloaded AND (f.is_foreign OR NOT f.is_stamped)
  ORDER BY f.is_foreign DESC, function
+"""
+
+# Neither superusers nor members of the schema's owner count, nor those of the ledger's.
+FIND_CREATORS = """
+SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END
+  FROM pg_namespace AS n
+ CROSS JOIN LATERAL aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) AS a
+  LEFT JOIN pg_class AS l
+    ON l.relnamespace = n.oid AND l.relname = 'mailglass_events' AND l.relkind IN ('r', 'p')
+ WHERE n.nspname = :schema AND a.privilege_type = 'CREATE'
+   AND (a.grantee = 0
+        OR NOT (pg_has_role(a.grantee, n.nspowner, 'MEMBER')
+                OR pg_has_role(a.grantee, coalesce(l.relowner, n.nspowner), 'MEMBER')))
+ ORDER BY 1
 """
 
 TABLES = (*revision.TABLES, revision.VERSION_TABLE, *sorted(revision.MAILGLASS_TABLES))
@@ -124,6 +138,26 @@ class Owned(NamedTuple):
         self.refuse_foreign(schema)
         if not self.has_ledger or revision.VERSION_TABLE not in self.tables:
             revision.require(None)
+
+
+class Overload(NamedTuple):
+    """A function that has a name of ours and other arguments.
+
+    Attributes:
+        oid: Its oid.
+        function: The function with its arguments, quoted.
+        owner: Its owner.
+        is_foreign: True if its owner could not own the ledger.
+    """
+
+    oid: int
+    function: str
+    owner: str
+    is_foreign: bool
+
+    def __str__(self) -> str:
+        """Return it as a phrase."""
+        return f"FUNCTION {self.function} exists with other arguments, owned by {self.owner}"
 
 
 def read(row: Any) -> Owned:

@@ -221,6 +221,16 @@ def update(db: Any) -> None:
 
 INCIDENTS = [
     Incident("schema", outdate, "the database is at revision 0000", update),
+    Incident(
+        "names",
+        lambda db: db.run(
+            "CREATE FUNCTION mailglass_reconcile_iso_v1(text) RETURNS text LANGUAGE sql AS 'SELECT $1';"
+            " ALTER FUNCTION mailglass_reconcile_iso_v1(text) OWNER TO pg_monitor"
+        ),
+        "FUNCTION public.mailglass_reconcile_iso_v1(text) exists with other arguments, owned by pg_monitor",
+        lambda db: heal(db, worst_finding("names").remedy),
+        remedy="DROP FUNCTION public.mailglass_reconcile_iso_v1(text)",
+    ),
     Incident("triggers", drop_object("TRIGGER mailglass_open_orphans_add ON mailglass_events"), "is missing", migrate),
     Incident(
         "functions", drop_object("FUNCTION mailglass_reconcile_after_commit_v1"), "after_commit_v1 is missing", migrate

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok, warning
 from mailglass_reconcile.store import location, privileges, schema
+from mailglass_reconcile.store.comparison import MIGRATE
+from mailglass_reconcile.store.database import in_schema
 from mailglass_reconcile.store.privileges import MissingPrivileges
 from mailglass_reconcile.store.retention import DELIVERIES, EVENTS, find_problem
 from mailglass_reconcile.store.revision import find_mismatch, is_newer
@@ -122,6 +124,21 @@ def _differences(context: CheckContext, subject: str) -> list[Finding]:
         for difference in context.differences
         if difference.subject == subject
     ]
+
+
+@check("names", fast=True)
+def names(context: CheckContext) -> Iterator[Finding]:
+    """Nobody but the owner has functions with our names in the schema, nor may create any."""
+    tx, findings = context.tx, list[Finding]()
+    findings += [error(phrase, f"drop or rename it, then {MIGRATE}") for phrase in tx.find_foreign_functions()]
+    for overload in tx.find_overloads():
+        level = error if overload.is_foreign else warning
+        findings.append(level(str(overload), f"DROP FUNCTION {overload.function}"))
+    # Only in the doctor: it is not urgent.
+    if context.is_full and (roles := ", ".join(tx.find_creators())):
+        message = f"{roles} may create objects in schema {tx.schema}, also with our names"
+        findings.append(warning(message, in_schema(f"REVOKE CREATE ON SCHEMA {{schema}} FROM {roles}", tx.schema)))
+    yield from findings or [ok(f"no other role has functions with our names in schema {tx.schema}")]
 
 
 @check("indexes", fast=True)

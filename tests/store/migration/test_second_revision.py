@@ -420,7 +420,7 @@ def test_a_function_with_other_arguments_is_refused_before_anything_is_changed(e
     before = database.objects()
     with pytest.raises(
         Exception,
-        match=r"FUNCTION public.mailglass_reconcile_iso_v1\(.* exists with other arguments, owned by postgres: drop it",
+        match=r"FUNCTION public.mailglass_reconcile_iso_v1\(.* exists with other arguments, owned by postgres",
     ):
         runner.migrate(database.engine, database.settings, lambda line: None)
     assert database.objects() == before
