@@ -36,12 +36,12 @@ SQUATS = {
         CREATE TABLE theirs (a int); CREATE INDEX mailglass_open_orphans_arrival_idx ON theirs (a)""",
     "index mailglass_webhook_events_prune_idx": """
         CREATE TABLE theirs (a int); CREATE INDEX mailglass_webhook_events_prune_idx ON theirs (a)""",
-    "function mailglass_open_orphans_add": """
-        CREATE FUNCTION mailglass_open_orphans_add() RETURNS trigger LANGUAGE plpgsql AS
-          $$ BEGIN EXECUTE 'CREATE TABLE public.taken_over ()'; RETURN NULL; END $$""",
     "function mailglass_events_no_truncate": """
         CREATE FUNCTION mailglass_events_no_truncate() RETURNS trigger LANGUAGE plpgsql AS
           $$ BEGIN RETURN NULL; END $$""",
+    "function mailglass_open_orphans_add": """
+        CREATE FUNCTION mailglass_open_orphans_add() RETURNS trigger LANGUAGE plpgsql AS
+          $$ BEGIN EXECUTE 'CREATE TABLE public.taken_over ()'; RETURN NULL; END $$""",
 }
 
 

@@ -83,7 +83,7 @@ def statements(objects: Sequence[RemovableObject], *, tables: bool) -> list[tupl
 
 def remove(session: Session, tell: Callable[[str], None], *, tables: bool = False, plan: bool = False) -> None:
     """Remove our objects, with *tables* Mailglass's too if `migrate` made them; with *plan*, print the SQL for psql."""
-    with session.connected.reading() as tx:
+    with session.connected.reading_catalog() as tx:
         location = preflight.describe_location(tx)
         tell(f"-- {location}" if plan else location)
         preflight.refuse_foreign(tx, compare(tx))
