@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from mailglass_reconcile.store import deliveries, revision, schema, script
 from mailglass_reconcile.store.database import Transaction, column_arrays, in_schema
+from mailglass_reconcile.store.ownership import WrongFunction
 from mailglass_reconcile.store.script import SchemaStep
 
 MIGRATE = "run `mailglass-reconcile migrate`"
@@ -164,6 +165,8 @@ class Comparison(NamedTuple):
         differences: The objects that differ, the gravest first.
         foreign: A phrase for each object with one of our names that belongs to another role, or is something else.
         strangers: Those of them that are relations of a role which could not own the ledger.
+        functions: The functions with our names that are not ours.
+        version: The revision.
         tables: Our tables that exist.
         role: The role that compares.
         owner: The other role that owns all of our objects; None if there is none, or several.
@@ -172,6 +175,8 @@ class Comparison(NamedTuple):
     differences: list[Difference]
     foreign: list[str]
     strangers: list[str]
+    functions: list[WrongFunction]
+    version: str | None
     tables: list[str]
     role: str
     owner: str | None
@@ -185,7 +190,8 @@ class Comparison(NamedTuple):
 def compare(tx: Transaction, *, made_here: bool = False) -> Comparison:
     """Compare the database with the schema; with *made_here*, this run made Mailglass's tables."""
     mailglass_tables = not made_here and schema.is_made_by_mailglass(tx)
-    version = tx.revision()
+    owned, functions = tx.find_owned(), tx.find_wrong_functions()
+    version = tx.revision(owned)
     steps = [step for step in script.steps() if _is_compared(step, mailglass_tables=mailglass_tables)]
     table_names = [*schema.TABLES, *schema.MAILGLASS_TABLES, schema.VERSION_TABLE]
     columns = {**schema.TABLES, **schema.CONFLICT_INDEXES}
@@ -194,13 +200,13 @@ def compare(tx: Transaction, *, made_here: bool = False) -> Comparison:
         ("kinds", "names", "tables", "digests", "columns"),
         [(step.kind, step.name, step.table, step.digest, columns.get(step.name, "")) for step in wanted.values()],
     )
-    owned, overloads = tx.find_owned(), tx.find_overloads()
     strangers = owned.foreign if owned.has_ledger else []
-    differences, foreign, tables, owners, role = [], [*strangers, *map(str, overloads)], [], set(), ""
+    overloads = {function.oid: str(function) for function in functions if function.is_overloaded}
+    differences, foreign, tables, owners, role = [], [*strangers, *overloads.values()], [], set(), ""
     places = {key: place for place, key in enumerate(wanted)}
     rows = tx.execute(_OBJECTS, {**arrays, "schema": tx.schema})
     for row in sorted(rows, key=lambda row: places[row.kind, row.name]):
-        if row.kind == "function" and row.oid in {overload.oid for overload in overloads}:
+        if row.kind == "function" and row.oid in overloads:
             continue
         step, role = wanted[row.kind, row.name], row.role
         is_mailglass = step.name in schema.MAILGLASS_TABLES or (mailglass_tables and step.only_on == script.MADE_HERE)
@@ -222,7 +228,14 @@ def compare(tx: Transaction, *, made_here: bool = False) -> Comparison:
     owner = owners.pop() if len(owners) == 1 else None
     grave_first = sorted(differences, key=lambda difference: not difference.is_grave)
     return Comparison(
-        grave_first, list(dict.fromkeys(foreign)), strangers, tables, role, owner if owner != role else None
+        grave_first,
+        list(dict.fromkeys(foreign)),
+        strangers,
+        functions,
+        version,
+        tables,
+        role,
+        owner if owner != role else None,
     )
 
 

@@ -41,7 +41,7 @@ from mailglass_reconcile.store import engines, location, ownership, revision, sc
 from mailglass_reconcile.store.engines import ISOLATION
 from mailglass_reconcile.store.limits import LIMITS, Limits
 from mailglass_reconcile.store.location import SchemaTables
-from mailglass_reconcile.store.ownership import Overload, Owned
+from mailglass_reconcile.store.ownership import Owned, WrongFunction
 from mailglass_reconcile.store.script import SCOPE
 
 logger = logging.getLogger(__name__)
@@ -174,13 +174,14 @@ class SessionTransaction:
         place = (engines.database_identity(self.connection.engine), self.schema)
         if place not in _trusted:
             self.find_owned().require_migrated(self.schema)
-            ownership.refuse(self.schema, self.find_foreign_functions())
+            planted = [function for function in self.find_wrong_functions() if not function.has_ours]
+            ownership.refuse(self.schema, list(map(str, planted)))
             _trusted.add(place)
 
-    def find_foreign_functions(self) -> list[str]:
-        """Return a phrase for each of our functions that is missing and that another role has planted."""
+    def find_wrong_functions(self) -> list[WrongFunction]:
+        """Return the functions with our names that are not ours."""
         parameters = {"schema": self.schema, "functions": array_literal(ownership.FUNCTIONS)}
-        return ownership.describe(self._send(ownership.FIND_FUNCTIONS, parameters).scalar_one())
+        return [WrongFunction(*row) for row in self._send(ownership.FIND_FUNCTIONS, parameters)]
 
     def exchange(self, values: Mapping[str, str]) -> dict[str, str]:
         """Change settings as `set` does, and return them as they were."""
@@ -210,9 +211,10 @@ class Transaction(SessionTransaction):
     def begin_savepoint(self) -> None:
         """Do nothing: our own transactions are rolled back as a whole (a caller's sets a savepoint here)."""
 
-    def revision(self) -> str | None:
+    def revision(self, owned: Owned | None = None) -> str | None:
         """Return the revision that the database is at, or None if it is not migrated."""
-        version: str | None = self.execute(revision.READ).scalar_one() if self.has(revision.VERSION_TABLE) else None
+        is_there = revision.VERSION_TABLE in (owned or self.find_owned()).tables
+        version: str | None = self.execute(revision.READ).scalar_one() if is_there else None
         return version
 
     def has(self, table: str) -> bool:
@@ -224,19 +226,15 @@ class Transaction(SessionTransaction):
         ours = array_literal([*revision.TABLES, revision.VERSION_TABLE])
         return [SchemaTables(*row) for row in self.execute(location.FIND, {"ours": ours})]
 
-    def find_overloads(self) -> list[Overload]:
-        """Return the functions that have a name of ours and other arguments."""
-        parameters = {"schema": self.schema, "functions": array_literal(ownership.FUNCTIONS)}
-        return [Overload(*row) for row in self.execute(ownership.FIND_OVERLOADS, parameters)]
-
     def find_creators(self) -> list[str]:
         """Return the roles, quoted, that may create objects in the schema, and own neither it nor the ledger."""
         return list(self.execute(ownership.FIND_CREATORS, {"schema": self.schema}).scalars())
 
     def refuse_overloads(self) -> None:
         """Raise an error that names an overload of a function of ours, if there is one."""
-        for overload in self.find_overloads():
-            raise DatabaseRefusedError(f"{overload}: drop it") from None
+        for function in self.find_wrong_functions():
+            if function.is_overloaded:
+                raise DatabaseRefusedError(f"{function}: drop it") from None
 
     def name_of(self, relation: str) -> str:
         """Return a table's or an index's quoted name with its schema, for `to_regclass`."""

@@ -59,36 +59,34 @@ SELECT EXISTS (SELECT FROM ledger) AS has_ledger,
   FROM named AS t
 """
 
-# Another role's function is called only where ours is missing: calls of ours match its arguments exactly.
+# The functions with our names that another role owns, and those with other arguments that `migrate` has not stamped.
+# Those of other roles come first. It runs where `FIND` does.
 FIND_FUNCTIONS = """
-SELECT CAST(pg_catalog.json_agg(pg_catalog.json_build_array('function', f.proname, f.owner)) AS pg_catalog.text)
-  FROM (SELECT p.proname, pg_catalog.min(CAST(pg_catalog.pg_get_userbyid(p.proowner) AS pg_catalog.text)) AS owner
-          FROM pg_catalog.pg_proc AS p
-          JOIN pg_catalog.pg_class AS l
-            ON l.relnamespace OPERATOR(pg_catalog.=) p.pronamespace
-           AND l.relname OPERATOR(pg_catalog.=) CAST('mailglass_events' AS pg_catalog.name)
-         WHERE p.proname OPERATOR(pg_catalog.=) ANY (CAST(:functions AS pg_catalog.name[]))
-           AND p.pronamespace OPERATOR(pg_catalog.=) (
-                 SELECT n.oid FROM pg_catalog.pg_namespace AS n
-                  WHERE n.nspname OPERATOR(pg_catalog.=) CAST(:schema AS pg_catalog.name))
-         GROUP BY p.proname
-        HAVING NOT pg_catalog.bool_or(
-                 pg_catalog.pg_has_role(p.proowner, l.relowner, CAST('MEMBER' AS pg_catalog.text)))) AS f
-"""
-
-# Those of other roles come first, then those without the comment of `migrate`.
-FIND_OVERLOADS = """
-SELECT p.oid, p.oid::regprocedure::text AS function, pg_get_userbyid(p.proowner)::text AS owner, f.is_foreign
-  FROM (SELECT p.*, count(*) OVER (PARTITION BY p.proname) > 1 AS is_overloaded
-          FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
-         WHERE n.nspname = :schema AND p.proname = ANY (CAST(:functions AS name[]))) AS p
-  LEFT JOIN pg_class AS l
-    ON l.relnamespace = p.pronamespace AND l.relname = 'mailglass_events' AND l.relkind IN ('r', 'p')
- CROSS JOIN LATERAL (SELECT pg_has_role(p.proowner, l.relowner, 'MEMBER') IS NOT TRUE AS is_foreign,
-                            starts_with(obj_description(p.oid, 'pg_proc'), 'mailglass-reconcile ') IS TRUE
-                              AS is_stamped) AS f
- WHERE p.is_overloaded AND (f.is_foreign OR NOT f.is_stamped)
- ORDER BY f.is_foreign DESC, function
+SELECT p.oid, CAST(CAST(p.oid AS pg_catalog.regprocedure) AS pg_catalog.text) AS function,
+       CAST(pg_catalog.pg_get_userbyid(p.proowner) AS pg_catalog.text) AS owner, p.is_foreign, p.is_overloaded,
+       p.has_ours
+  FROM (SELECT f.*,
+               pg_catalog.count(*) OVER (PARTITION BY f.proname) OPERATOR(pg_catalog.>) 1 AS is_overloaded,
+               NOT pg_catalog.bool_and(f.is_foreign) OVER (PARTITION BY f.proname) AS has_ours
+          FROM (SELECT c.oid, c.proname, c.proowner,
+                       NOT pg_catalog.pg_has_role(
+                             c.proowner,
+                             coalesce(l.relowner, (SELECT r.oid FROM pg_catalog.pg_roles AS r
+                                                    WHERE r.rolname OPERATOR(pg_catalog.=) CURRENT_USER)),
+                             CAST('MEMBER' AS pg_catalog.text)) AS is_foreign
+                  FROM pg_catalog.pg_namespace AS n
+                  JOIN pg_catalog.pg_proc AS c ON c.pronamespace OPERATOR(pg_catalog.=) n.oid
+                  LEFT JOIN pg_catalog.pg_class AS l
+                    ON l.relnamespace OPERATOR(pg_catalog.=) n.oid
+                   AND l.relname OPERATOR(pg_catalog.=) CAST('mailglass_events' AS pg_catalog.name)
+                   AND l.relkind OPERATOR(pg_catalog.=) ANY (CAST('{r,p}' AS pg_catalog."char"[]))
+                 WHERE n.nspname OPERATOR(pg_catalog.=) CAST(:schema AS pg_catalog.name)
+                   AND c.proname OPERATOR(pg_catalog.=) ANY (CAST(:functions AS pg_catalog.name[]))) AS f) AS p
+ WHERE p.is_foreign
+    OR p.is_overloaded
+       AND pg_catalog.starts_with(pg_catalog.obj_description(p.oid, CAST('pg_proc' AS pg_catalog.name)),
+                                  CAST('mailglass-reconcile ' AS pg_catalog.text)) IS NOT TRUE
+ ORDER BY p.is_foreign DESC, function
 """
 
 # Neither superusers nor members of the schema's owner count, nor those of the ledger's.
@@ -137,27 +135,34 @@ class Owned(NamedTuple):
         """Raise an error if there is a relation that must not be read, or if there are no tables of ours."""
         self.refuse_foreign(schema)
         if not self.has_ledger or revision.VERSION_TABLE not in self.tables:
-            revision.require(None)
+            raise SchemaOutdatedError(
+                f"{revision.find_mismatch(None)} (tables outside the schema `public` need MAILGLASS_DATABASE_SCHEMA)"
+            )
 
 
-class Overload(NamedTuple):
-    """A function that has a name of ours and other arguments.
+class WrongFunction(NamedTuple):
+    """A function with one of our names that is not ours.
 
     Attributes:
         oid: Its oid.
         function: The function with its arguments, quoted.
         owner: Its owner.
         is_foreign: True if its owner could not own the ledger.
+        is_overloaded: True if there is another one with its name.
+        has_ours: True if one of those is ours; calls of ours match its arguments exactly.
     """
 
     oid: int
     function: str
     owner: str
     is_foreign: bool
+    is_overloaded: bool
+    has_ours: bool
 
     def __str__(self) -> str:
         """Return it as a phrase."""
-        return f"FUNCTION {self.function} exists with other arguments, owned by {self.owner}"
+        fault = "exists with other arguments, owned by" if self.is_overloaded else "belongs to role"
+        return f"FUNCTION {self.function} {fault} {self.owner}"
 
 
 def read(row: Any) -> Owned:

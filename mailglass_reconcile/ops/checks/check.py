@@ -14,8 +14,8 @@ from mailglass_reconcile.ops.lock_holders import LockHolder
 from mailglass_reconcile.ops.runs import RunHistory
 from mailglass_reconcile.rules.states import FindingStatus
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
-from mailglass_reconcile.store import comparison, handled_types, listing, outbox, privileges, reports, schema, window
-from mailglass_reconcile.store.comparison import Difference
+from mailglass_reconcile.store import handled_types, listing, outbox, privileges, reports, schema, window
+from mailglass_reconcile.store.comparison import Comparison, Difference, compare
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.handled_types import HandlerWithoutDispatcher
 from mailglass_reconcile.store.listing import NewestGroup
@@ -213,9 +213,14 @@ class CheckContext:
         return not any(difference.subject == "triggers" and difference.is_grave for difference in self.differences)
 
     @cached_property
+    def comparison(self) -> Comparison:
+        """The comparison of the schema with its definition."""
+        return compare(self.tx)
+
+    @property
     def differences(self) -> list[Difference]:
         """The differences between the schema and its definition."""
-        return comparison.compare(self.tx).differences
+        return self.comparison.differences
 
 
 def merge(findings: Iterable[Finding]) -> list[Finding]:

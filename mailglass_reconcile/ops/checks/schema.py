@@ -82,7 +82,7 @@ def revision(context: CheckContext) -> Iterator[Finding]:
     ledgers = {row.name: row.is_mailglass_s for row in schemas if row.has_ledger}
     other_names = [name for name in ledgers if name != tx.schema]
     elsewhere = f"set MAILGLASS_DATABASE_SCHEMA to {' or '.join(other_names)}"
-    version = tx.revision()
+    version = context.comparison.version
     if not schema.schema_exists(tx):
         step = f"{elsewhere if other_names else 'set MAILGLASS_DATABASE_SCHEMA'}, or create the schema"
         yield error(f"there is no schema {tx.schema} in this database", step)
@@ -130,10 +130,9 @@ def _differences(context: CheckContext, subject: str) -> list[Finding]:
 def names(context: CheckContext) -> Iterator[Finding]:
     """Nobody but the owner has functions with our names in the schema, nor may create any."""
     tx, findings = context.tx, list[Finding]()
-    findings += [error(phrase, f"drop or rename it, then {MIGRATE}") for phrase in tx.find_foreign_functions()]
-    for overload in tx.find_overloads():
-        level = error if overload.is_foreign else warning
-        findings.append(level(str(overload), f"DROP FUNCTION {overload.function}"))
+    for function in context.comparison.functions:
+        remedy = f"DROP FUNCTION {function.function}" + ("" if function.has_ours else f"; then {MIGRATE}")
+        findings.append((error if function.is_foreign else warning)(str(function), remedy))
     # Only in the doctor: it is not urgent.
     if context.is_full and (roles := ", ".join(tx.find_creators())):
         message = f"{roles} may create objects in schema {tx.schema}, also with our names"
