@@ -1,0 +1,1 @@
+"""A shop that sends receipts by Postmark from a Celery task; see README.md."""
