@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from mailglass_reconcile.errors import docs_url
 from mailglass_reconcile.store.revision import Problem
 
-# Mailglass's own tables are recognized by one that `migrate` does not make.
+# Mailglass's own tables are recognized by one that `migrate` does not make. Tables of strangers, who may make some with
+# our names in a schema of theirs, are not ours: their owner could not own the ledger.
 FIND = """
-SELECT n.nspname::text AS name, bool_or(c.relname = 'mailglass_events') AS has_ledger,
-       bool_or(c.relname = 'mailglass_suppressions') AS is_mailglass_s, bool_or(c.relname = ANY (CAST(:ours AS text[])))
-  FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
- WHERE c.relname = ANY (CAST(:ours AS text[]) || ARRAY['mailglass_events', 'mailglass_suppressions'])
-   AND c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_'
- GROUP BY n.nspname ORDER BY 1
+WITH relation AS (
+  SELECT n.nspname::text AS schema, c.relname, c.relowner
+    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+   WHERE c.relname = ANY (CAST(:ours AS text[]) || ARRAY['mailglass_events', 'mailglass_suppressions'])
+     AND c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_'
+)
+SELECT r.schema AS name, bool_or(r.relname = 'mailglass_events') AS has_ledger,
+       bool_or(r.relname = 'mailglass_suppressions') AS is_mailglass_s,
+       ARRAY(SELECT DISTINCT l.schema
+               FROM relation AS o JOIN relation AS l ON pg_has_role(o.relowner, l.relowner, 'MEMBER')
+              WHERE o.schema = r.schema AND o.relname = ANY (CAST(:ours AS text[])) AND l.relname = 'mailglass_events'
+              ORDER BY 1) AS own_ledgers,
+       count(*) FILTER (WHERE r.relname = ANY (CAST(:ours AS text[]))) = cardinality(CAST(:ours AS text[])) AS has_all
+  FROM relation AS r
+ GROUP BY r.schema ORDER BY 1
 """
 
 
@@ -26,13 +36,16 @@ class SchemaTables(NamedTuple):
         name: The schema.
         has_ledger: It has a `mailglass_events`.
         is_mailglass_s: Mailglass's own migrations made the tables.
-        has_ours: It has tables of this package.
+        own_ledgers: The schemas with a `mailglass_events` whose owner could own tables of this package here; none if
+            there is no such table here.
+        has_all: It has all tables of this package.
     """
 
     name: str
     has_ledger: bool
     is_mailglass_s: bool
-    has_ours: bool
+    own_ledgers: Sequence[str]
+    has_all: bool
 
 
 def find_relocation(schemas: Iterable[SchemaTables], configured: str) -> Problem | None:
@@ -40,15 +53,26 @@ def find_relocation(schemas: Iterable[SchemaTables], configured: str) -> Problem
 
     Args:
         schemas: The schemas of the database.
-        configured: The schema of MAILGLASS_DATABASE_SCHEMA.
+        configured: The schema of MAILGLASS_DATABASE_SCHEMA. If it has the ledger and all of our tables, it is no move.
     """
-    schemas = list(schemas)
-    left = [schema.name for schema in schemas if schema.has_ours and not schema.has_ledger]
-    ledgers = [schema.name for schema in schemas if schema.has_ledger and schema.is_mailglass_s]
-    if not left or not ledgers:
+    by_name = {schema.name: schema for schema in schemas}
+    if configured in by_name and by_name[configured].has_ledger and by_name[configured].has_all:
         return None
-    setting = "" if configured in ledgers else f", and set MAILGLASS_DATABASE_SCHEMA to {' or '.join(ledgers)}"
+    moves = [
+        (left.name, ledger)
+        for left in by_name.values()
+        for ledger in left.own_ledgers
+        if not left.has_ledger and by_name[ledger].is_mailglass_s and configured in (left.name, ledger)
+    ]
+    if not moves:
+        return None
+    left, ledgers = (" or ".join(dict.fromkeys(names)) for names in zip(*moves, strict=True))
+    setting = (
+        ""
+        if configured in by_name and by_name[configured].has_ledger
+        else (f", and set MAILGLASS_DATABASE_SCHEMA to {ledgers}")
+    )
     return Problem(
-        f"schema {', '.join(left)} has our tables but no mailglass_events, which schema {', '.join(ledgers)} has",
+        f"schema {left} has our tables but no mailglass_events, which schema {ledgers} has",
         f"if Mailglass's tables have moved, move ours as {docs_url('upgrading.md#mailglass')} describes{setting}",
     )

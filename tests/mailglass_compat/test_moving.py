@@ -165,20 +165,6 @@ def test_in_mailglass_s_new_schema_everything_leads_to_the_page_that_moves_our_t
     old.migrate()
 
 
-def test_a_second_set_of_tables_is_reported_while_the_first_is_left_behind(unmigrated, shape, empty_database_url):
-    """Jobs that wait in the first are never run."""
-    old = unmigrated
-    move(empty_database_url, SCHEMAS[shape], "Mail_Glass")
-    new = installation(empty_database_url, "Mail_Glass")
-    new.migrate()
-    old.run("CREATE TABLE mailglass_handler_outbox ()")
-    result = finding(new)
-    assert (result.status, result.message) == (
-        "error",
-        f"schema {SCHEMAS[shape]} has our tables but no mailglass_events, which schema Mail_Glass has",
-    )
-
-
 def opened() -> WebhookEvent:
     """Return an event that happened now."""
     return WebhookEvent(type="opened", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="1", message_id="m-1")

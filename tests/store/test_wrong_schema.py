@@ -4,10 +4,11 @@ import pytest
 import sqlalchemy as sa
 
 from catalog import installation, live
-from history import insert_history
-from mailglass_reconcile.errors import ConfigurationError, LedgerImmutableError
+from history import insert_history, new_id
+from mailglass_reconcile.errors import ConfigurationError, LedgerImmutableError, SchemaOutdatedError
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import location
+from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.location import SchemaTables
 from mailglass_reconcile.store.migration import runner
 from shapes import SCHEMAS
@@ -73,5 +74,49 @@ def test_tables_that_we_made_bear_no_comment_of_mailglass_s(empty_database_url):
 @pytest.mark.parametrize("is_mailglass_s", [True, False])
 def test_only_tables_that_mailglass_made_can_have_moved(is_mailglass_s):
     """Another installation of ours may have lost its ledger, which says nothing of this one."""
-    schemas = [SchemaTables("shop", True, is_mailglass_s, False), SchemaTables("old", False, False, True)]
+    schemas = [
+        SchemaTables("shop", True, is_mailglass_s, (), False),
+        SchemaTables("old", False, False, ("shop",), True),
+    ]
     assert (location.find_relocation(schemas, "shop") is not None) == is_mailglass_s
+
+
+@pytest.fixture
+def stranger(empty_database_url):
+    """A role that has tables with our names and Mailglass's in two schemas of its own."""
+    database, role = installation(empty_database_url), f"mgtest_{new_id().replace('-', '')[:12]}"
+    database.run(f"CREATE ROLE {role}")
+    database.run(
+        f"""CREATE SCHEMA theirs AUTHORIZATION {role}; CREATE SCHEMA more AUTHORIZATION {role}; SET ROLE {role};
+            CREATE TABLE theirs.mailglass_open_orphans (); CREATE TABLE theirs.mailglass_reconcile_version ();
+            CREATE TABLE more.mailglass_events (); CREATE TABLE more.mailglass_suppressions (); RESET ROLE"""
+    )
+    yield role
+    database.run(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
+
+
+@pytest.mark.parametrize("is_mailglass_s", [True, False])
+@pytest.mark.usefixtures("stranger")
+def test_a_table_of_a_stranger_in_another_schema_is_no_move(empty_database_url, is_mailglass_s):
+    """A first migration, later ones, the check and the doctor take no notice."""
+    database = live(empty_database_url) if is_mailglass_s else installation(empty_database_url)
+    if is_mailglass_s:
+        database.run(SUPPRESSIONS)
+    database.migrate()
+    assert database.is_current()
+    assert database.migrate()[-1].startswith("nothing to do")
+    with Database(database.engine, database.settings).reading() as tx:
+        assert location.find_relocation(tx.load_schemas(), "public") is None
+    database.run("DROP TABLE mailglass_handled_types")
+    with pytest.raises(SchemaOutdatedError, match="table mailglass_handled_types is missing"):
+        database.migrate()
+
+
+def test_an_own_table_elsewhere_is_no_move_while_ours_are_complete(empty_database_url):
+    """It was forgotten there, or is an empty copy."""
+    database = live(empty_database_url)
+    database.run(SUPPRESSIONS)
+    database.migrate()
+    database.run("CREATE SCHEMA copies; CREATE TABLE copies.mailglass_open_orphans ()")
+    assert database.is_current()
+    assert database.migrate()[-1].startswith("nothing to do")
