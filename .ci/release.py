@@ -27,7 +27,7 @@ releases = released_steps.load_releases()
 if revision.VERSION not in releases:
     raise SystemExit(f"revision {revision.VERSION} has no digests: run `make freeze`")
 changes = list(released_steps.find_changes(releases, revision.VERSION, script.steps(), released_steps.load_revisions()))
-raise SystemExit("; ".join(changes))
+raise SystemExit("; ".join(changes) or 0)
 """
 
 
