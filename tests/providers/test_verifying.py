@@ -11,6 +11,7 @@ import pytest
 import processes
 import senders
 from mailglass_reconcile import ConfigurationError, MailglassReconcileError
+from mailglass_reconcile.errors import install_command
 from mailglass_reconcile.providers import registry, sns
 from mailglass_reconcile.providers.certificates import CertificateStore
 from mailglass_reconcile.providers.records import scaleway, ses
@@ -532,7 +533,7 @@ except ConfigurationError as error:
     print(error)
 """
     result = processes.run(["-c", script], forked=False)
-    assert "mailglass-reconcile[webhooks]" in result.stdout, result.stderr
+    assert install_command("webhooks") in result.stdout, result.stderr
 
 
 def test_a_providers_module_is_imported_when_it_is_needed():
