@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
@@ -23,18 +24,23 @@ def post(url: str, signed: SignedRequest, option: str) -> tuple[int, str]:
 
     Raises:
         ValueError: *url* is no address of HTTP.
-        MailglassReconcileError: Nothing answers there.
+        MailglassReconcileError: The host cannot be resolved, or nothing answers there.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("no address of HTTP")
     connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-    connection = connect(parts.hostname, parts.port, timeout=TIMEOUT_SECONDS)
+    host, headers = parts.hostname, {**_credentials(parts), **signed.headers}
+    if parts.scheme == "http" and host.endswith(".localhost"):  # RFC 6761: this machine, which not every resolver knows
+        host, headers = "127.0.0.1", {"Host": parts.netloc.rpartition("@")[2], **headers}
+    connection = connect(host, parts.port, timeout=TIMEOUT_SECONDS)
     path = urlunsplit(("", "", parts.path or "/", parts.query, ""))
     try:
-        connection.request("POST", path, signed.body, {**_credentials(parts), **signed.headers})
+        connection.request("POST", path, signed.body, headers)
         response = connection.getresponse()
         return response.status, response.read(MAX_RESPONSE_CHARACTERS).decode(errors="replace").strip()
+    except socket.gaierror:
+        raise MailglassReconcileError(f"cannot resolve the host {parts.hostname} of {option}") from None
     except (OSError, HTTPException) as error:
         raise MailglassReconcileError(f"nothing answers at the address of {option} ({type(error).__name__})") from None
     finally:

@@ -146,6 +146,8 @@ CASES = [
     misused(f"{TRIGGER} resend autoresponded", "resend sends no such type; it can send: ..."),
     fails(f"{TRIGGER} mailgun opened", "MAILGLASS_WEBHOOK_SECRETS has no secret for mailgun"),
     fails(f"{TRIGGER} postmark opened", "nothing answers at the address of --to (ConnectionRefusedError)"),
+    fails(f"{TRIGGER} postmark opened --to http://shop.invalid/postmark",
+          "cannot resolve the host shop.invalid of --to"),
     misused(f"{TRIGGER} postmark opened --to localhost:8081/postmark", "--to must be a whole address..."),
     misused(f"{TRIGGER} postmark opened --to http://[::1/postmark", "--to must be a whole address..."),
     *(fails(f"{TRIGGER} {provider} opened", f"{provider} signs with a private key; let it send a test...")

@@ -2,6 +2,8 @@
 
 import pytest
 from click.testing import CliRunner, Result
+from starlette.applications import Starlette
+from starlette.routing import Host
 
 from mailglass_reconcile import Sent, broadcast, record_send
 from mailglass_reconcile.cli import command, main
@@ -49,6 +51,16 @@ def test_the_recipient_of_a_sample_chooses_among_deliveries(db):
         assert run_trigger("Postmark", "delivered", *to, "--recipient", "BOB@example.com").exit_code == 0
     rows = "SELECT recipient, last_event_type FROM mailglass_deliveries ORDER BY 1"
     assert [tuple(row) for row in db.rows(rows)] == [(people[0], "dispatched"), (people[1], "delivered")]
+
+
+def test_a_tenant_s_subdomain_of_localhost_is_this_machine(db):
+    """Browsers and curl know that; the server chooses by the name, which is the header Host."""
+    setting(db, f"postmark={SECRETS['postmark']}")
+    with serve_here(Starlette(routes=[Host("acme.localhost", mount_receiver(tenant="acme"))])) as base:
+        to = f"{base.replace('//127.0.0.1', '//acme.localhost')}/webhooks/postmark"
+        result = run_trigger("postmark", "opened", "--message-id", "m", "--to", to)
+    assert result.output == "postmark: opened for m was answered with 200\n"
+    assert db.value("SELECT tenant_id FROM mailglass_events") == "acme"
 
 
 def test_without_an_address_it_posts_to_the_receivers_public_address(db):
