@@ -85,12 +85,12 @@ def postmark(event=OPEN, **changes):
     ],
 )
 def test_a_webhook_of_every_provider_is_recorded_and_a_changed_one_refused(db, post, provider):
-    """The first of SES and of Scaleway waits for its certificate."""
+    """The first of SES and of Scaleway waits for its certificate; Mailgun signs no body."""
     payload = senders.load_payloads(provider)[0].payload
     request = make_post(provider, [payload])
     changed = {**request, "data": request["data"] + b" ", "headers": {"authorization": "Basic bm86bm8="}}
     assert post(**request).status_code == 200
-    if provider not in ("ses", "scaleway"):
+    if provider not in ("ses", "scaleway", "mailgun"):
         assert post(**changed).status_code == registry.get_provider(provider).rejection_status
     assert db.value(EVENTS) == 1
 

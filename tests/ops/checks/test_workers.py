@@ -77,14 +77,14 @@ def test_only_beat_is_left_where_workers_wait_for_tasks(site: Site) -> None:
     """Neither "run the doctor where the worker runs" nor "run a sweep" would lead to it."""
     with site.worker():
         wait_until(lambda: states(findings(site), "queues") == {"ok"}, PATIENCE)
-        for statement in ("SELECT 1", RUN):
+        for statement, step in (
+            ("SELECT 1", "beat sweeps at each fifth minute; if it has not by then, start it, exactly once:"),
+            (RUN, "beat does not run, because worker, broker and queues are well: start it:"),
+        ):
             site.db.run(statement)
             (late,) = findings(site)["sweeps"]
             assert late["status"] == "error"
-            assert late["remedy"] == (
-                "beat does not run, because worker, broker and queues are well: start it:"
-                " `celery -A mailglass_reconcile beat`"
-            )
+            assert late["remedy"] == f"{step} `celery -A mailglass_reconcile beat`"
 
 
 AGED = "UPDATE mailglass_reconcile_runs SET finished_at = finished_at - interval '15 minutes'"
