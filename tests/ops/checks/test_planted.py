@@ -283,7 +283,7 @@ def test_a_role_that_only_reads_is_no_fault_of_status(db: Database, role: str) -
     assert worst_finding("privileges").status == ERROR
 
 
-@pytest.mark.parametrize(("column", "check"), [("provider_message_id", "tenants"), ("dispatched_at", "reports")])
+@pytest.mark.parametrize(("column", "check"), [("provider_message_id", "indexes"), ("dispatched_at", "reports")])
 def test_a_renamed_column_of_mailglass_is_one_finding_that_names_it(db: Database, column: str, check: str) -> None:
     mailglass_reconcile.reconcile()
     orphan(db, postmark("m-1"))
