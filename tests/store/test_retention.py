@@ -382,7 +382,6 @@ def test_a_prune_locks_no_delivery_that_stays(db, ages):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="reads 2.8 times the buffers for twice the events, and should read at most 2.6 times")
 def test_a_delivery_that_stays_for_a_dead_job_is_read_once_however_many_events_it_has(db, set_limits):
     set_limits(retention_rows=100)
     read = []
@@ -392,7 +391,8 @@ def test_a_delivery_that_stays_for_a_dead_job_is_read_once_however_many_events_i
         db.run("""INSERT INTO mailglass_handler_outbox
                          (event_id, handler, delivery_id, type, state, next_at, inserted_at)
                   SELECT id, 'audit', delivery_id, type, 'dead', now(), now() FROM mailglass_events LIMIT 1""")
-        db.run("ANALYZE mailglass_events")
+        with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("VACUUM ANALYZE mailglass_events")  # the second would read the first's dead rows
         read.append(buffers(db)[0])
         assert len(ledger(db)) == number
         db.run("TRUNCATE mailglass_handler_outbox")
