@@ -373,7 +373,7 @@ class OpenConnection:
         self.settings = settings
         self.limits = limits
         # Only the owner of a table could replace it after the first transaction.
-        self._is_checked = False
+        self._has_checked_owners = False
 
     def reading(self, timeout_ms: int = STATEMENT_TIMEOUT_MS) -> AbstractContextManager[Transaction]:
         """Begin a read-only transaction on one snapshot (REPEATABLE READ).
@@ -434,8 +434,8 @@ class OpenConnection:
         is_psycopg, has_begun = self.connection.dialect.driver == "psycopg", False
         begin = self._begin_at_once if is_psycopg else self._begin_by_driver
         try:
-            with begin(isolation, scope, is_checked=not (self._is_checked or is_of_catalog)) as tx:
-                has_begun, self._is_checked = True, self._is_checked or not is_of_catalog
+            with begin(isolation, scope, checks_owners=not (self._has_checked_owners or is_of_catalog)) as tx:
+                has_begun, self._has_checked_owners = True, self._has_checked_owners or not is_of_catalog
                 yield tx
         except DBAPIError as error:
             if not has_begun and sqlstate(error) == DIVISION_BY_ZERO:
@@ -447,7 +447,7 @@ class OpenConnection:
             raise
 
     @contextmanager
-    def _begin_at_once(self, isolation: str, scope: Mapping[str, str], *, is_checked: bool) -> Iterator[Transaction]:
+    def _begin_at_once(self, isolation: str, scope: Mapping[str, str], *, checks_owners: bool) -> Iterator[Transaction]:
         """Begin a transaction with its settings in one round trip, on psycopg 3, which begins none in autocommit mode.
 
         SQLAlchemy ends it, and knows its savepoints.
@@ -458,7 +458,7 @@ class OpenConnection:
             with self.connection.begin():
                 try:
                     text = _begin_text(isolation, scope)
-                    if is_checked:
+                    if checks_owners:
                         text += f"; {_refusal_text(self.settings.database_schema)}"
                     self.connection.exec_driver_sql(text, execution_options={"no_parameters": True})
                     yield _OwnTransaction(self.connection, self.settings, self.limits)
@@ -471,14 +471,16 @@ class OpenConnection:
                 driver.autocommit = before
 
     @contextmanager
-    def _begin_by_driver(self, isolation: str, scope: Mapping[str, str], *, is_checked: bool) -> Iterator[Transaction]:
+    def _begin_by_driver(
+        self, isolation: str, scope: Mapping[str, str], *, checks_owners: bool
+    ) -> Iterator[Transaction]:
         """Begin a transaction as the driver does, for the after-commit actions of an application's own driver."""
         # A connection that was lost and reopened has the server's default isolation level again.
         self.connection.execution_options(isolation_level=isolation)
         with self.connection.begin():
             tx = Transaction(self.connection, self.settings, self.limits)
             tx.set(scope)
-            if is_checked:
+            if checks_owners:
                 tx.find_owned().refuse_foreign(tx.schema)
             yield tx
 
@@ -533,24 +535,12 @@ class Database:
         """Open a connection for the block."""
         with database_errors(), engines.connect(self.engine) as connection:
             connected = OpenConnection(connection, self.settings, self.limits)
-            try:
+            with _explaining_schema_errors(connected.reading_catalog):
                 yield connected
-            except Exception as error:
-                if is_schema_error(error):
-                    with suppress(SQLAlchemyError), connected.reading_catalog() as tx:
-                        require_revision(tx)
-                raise
 
-    @contextmanager
-    def explaining_schema_errors(self) -> Iterator[None]:
+    def explaining_schema_errors(self) -> AbstractContextManager[None]:
         """Raise the error of `require_revision` for one of the block that comes from another schema or revision."""
-        try:
-            yield
-        except Exception as error:
-            if is_schema_error(error):
-                with suppress(SQLAlchemyError), self.reading_catalog() as tx:
-                    require_revision(tx)
-            raise
+        return _explaining_schema_errors(self.reading_catalog)
 
     @contextmanager
     def second_connection(self) -> Iterator[OpenConnection | None]:
@@ -585,6 +575,17 @@ class Database:
         """Begin a transaction as `OpenConnection.writing`, on a new connection."""
         with self.connect() as connected, connected.writing(timeout_ms) as tx:
             yield tx
+
+
+@contextmanager
+def _explaining_schema_errors(reading_catalog: Reading) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if is_schema_error(error):
+            with suppress(SQLAlchemyError), reading_catalog() as tx:
+                require_revision(tx)
+        raise
 
 
 def is_schema_error(error: BaseException) -> bool:

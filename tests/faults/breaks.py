@@ -409,7 +409,7 @@ BREAKS = (
     Break("a function passes an argument of unknown type to another", "alembic/schema/handlers.sql", STORE,
           "CAST('{}' AS float8[])", "'{}'"),
     Break("relations with our names are read whoever owns them", "mailglass_reconcile/store/database.py",
-          ("stories", "store"), "is_checked=not (self._is_checked or is_of_catalog)", "is_checked=False"),
+          ("stories", "store"), "checks_owners=not (self._has_checked_owners or is_of_catalog)", "checks_owners=False"),
     Break("functions with our names are called whoever owns them", "mailglass_reconcile/store/database.py",
           ("stories", "store"), "if place not in _trusted:", "if False:"),
 )
