@@ -14,7 +14,8 @@ from sqlalchemy.exc import DBAPIError
 from mailglass_reconcile.errors import is_data_error, sqlstate
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.store import open_orphans
-from mailglass_reconcile.store.database import OpenConnection, Transaction
+from mailglass_reconcile.store.database import OpenConnection, Reading, Transaction
+from mailglass_reconcile.store.open_orphans import OrphanRow
 from mailglass_reconcile.store.window import Part
 from mailglass_reconcile.sweep.halving import Retry, RowFailure, run_halved
 from mailglass_reconcile.sweep.matcher import OrphanMatch, match_orphans
@@ -70,12 +71,11 @@ def match_at_once(
             raise _NotAtOnceError
         yield tx
 
-    read_orphans = open_orphans.read_of_any_age if of_any_age else open_orphans.read
     slice_results = []
     try:
         for part in parts:
             ids = part.ids
-            orphans = read_orphans(read_on, ids)
+            orphans = _read_orphans(read_on, ids, of_any_age=of_any_age)
             if provider_rules.has_custom_rules() and not all(orphan.keys.is_current for orphan in orphans):
                 return None
             matches = match_orphans(read_on, orphans)
@@ -87,6 +87,10 @@ def match_at_once(
             raise
         return None  # the transaction is aborted, and its end rolls it back
     return slice_results
+
+
+def _read_orphans(reading: Reading, ids: Sequence[str], *, of_any_age: bool) -> list[OrphanRow]:
+    return open_orphans.read_of_any_age(reading, ids) if of_any_age else open_orphans.read(reading, ids)
 
 
 class ChunkReader:
@@ -126,8 +130,7 @@ def match_slice(reader: ChunkReader, ids: Sequence[str], retry: Retry, *, of_any
     slice_result = SliceResult()
 
     def read(part: Sequence[str]) -> list[OrphanMatch]:
-        read_orphans = open_orphans.read_of_any_age if of_any_age else open_orphans.read
-        return match_orphans(reader.reading, read_orphans(reader.reading, part))
+        return match_orphans(reader.reading, _read_orphans(reader.reading, part, of_any_age=of_any_age))
 
     def is_over() -> bool:
         return bool(slice_result.matches) and reader.is_over()
