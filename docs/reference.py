@@ -214,7 +214,7 @@ def generated() -> dict[Path, str]:
 
 
 def owners_markers() -> dict[str, Any]:
-    """Return what the owner has filled in: `address`, `maintainers` and `security`."""
+    """Return the owner's markers in pyproject.toml: `address`, `maintainers` and `security`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     return dict(project["tool"]["hatch"]["metadata"]["hooks"]["custom"])
 

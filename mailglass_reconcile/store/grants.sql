@@ -153,7 +153,7 @@ GRANT SELECT (id, tenant_id, provider, provider_event_id, raw_payload, status, i
 GRANT SELECT ON mailglass_reconcile_version TO mailglass_dispatcher;
 -- claim jobs, and store their results
 GRANT SELECT, UPDATE (state, attempts, next_at, error, finished_at) ON mailglass_handler_outbox TO mailglass_dispatcher;
--- read the event that a handler is given, and count what a new one missed
+-- read the event that a handler is given
 GRANT SELECT (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, reject_reason, metadata,
               normalized_payload)
    ON mailglass_events TO mailglass_dispatcher;

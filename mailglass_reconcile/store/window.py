@@ -510,7 +510,7 @@ def _bounds(window: Window, tenant_id: str | None) -> dict[str, object]:
 
 
 def load_newer(tx: Transaction, covered_until: str | None, tenant_id: str | None = None) -> NewerOrphans:
-    """Return what has arrived after the window of a sweep and is open, of one tenant or, with None, of all.
+    """Count the open orphans that arrived after the window of a sweep, of one tenant or, with None, of all.
 
     Args:
         tx: A reading transaction.
