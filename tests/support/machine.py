@@ -39,7 +39,7 @@ class Machine:
     """A folder with a clone and a virtual environment, made as `make demo` and the README's lines of Install make it.
 
     There is no network: a copy of this checkout is the clone, and pip builds the package from it, and finds what it
-    depends on installed, in a folder of links to what is installed here, pip among it. What is installed then is
+    depends on installed, in a folder of links to what is installed here. What is installed then is
     imported once: `commands` is a folder for the PATH, whose commands are forked.
     """
 
@@ -63,7 +63,7 @@ class Machine:
             "PIP_NO_BUILD_ISOLATION": "0",  # without build isolation: the build backend is installed
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         }
-        self.run("python3 -m venv .venv --without-pip", self.clone)
+        self.run("python3 -m venv .venv", self.clone)
         self._lend_what_is_installed()
         self.run(f". .venv/bin/activate && {building.replace('PATH_OF_THE_CLONE', '.')}", self.clone)
         modules = [*processes.IMPORTED, *processes.FRAMEWORKS]
