@@ -134,7 +134,11 @@ _SETTINGS = {
 
 @contextmanager
 def plans(
-    target: sa.Engine | sa.Connection | psycopg.Connection, words: str = "", *, nested: bool = False
+    target: sa.Engine | sa.Connection | psycopg.Connection,
+    words: str = "",
+    *,
+    nested: bool = False,
+    with_begin: bool = True,
 ) -> Iterator[Plan]:
     """Add up the plans of the statements that have *words*, as Postgres runs them.
 
@@ -142,6 +146,7 @@ def plans(
         target: A connection, or an engine, of which connections that are taken from its pool now count.
         words: A part of the text of the statements that count.
         nested: Whether statements within functions are added too; then their buffers count twice.
+        with_begin: Whether what begins a transaction counts, which asks the catalog who owns the tables.
     """
     plan = Plan()
 
@@ -149,7 +154,8 @@ def plans(
         before, _, document = (diagnostic.message_primary or "").partition("plan:\n")
         if before.startswith("duration"):
             explained = json.loads(document)
-            if words in explained["Query Text"]:
+            text = explained["Query Text"]
+            if words in text and (with_begin or not text.startswith("BEGIN ")):
                 plan.add(explained["Plan"])
 
     drivers: list[psycopg.Connection] = []
