@@ -2,6 +2,7 @@
 
 import hmac
 import json
+import math
 
 import pytest
 
@@ -152,7 +153,9 @@ def event(number: int) -> WebhookEvent:
 )
 def test_twice_the_input_costs_twice_the_cpu(work, size):
     """It was once four times as much; the limit lies between."""
-    base, double = cpu(lambda: work(4 * size)), cpu(lambda: work(8 * size))
+    base = double = math.inf
+    for _ in range(6):  # in turns, because a busy machine is slow for a while
+        base, double = min(base, cpu(lambda: work(4 * size))), min(double, cpu(lambda: work(8 * size)))
     assert double < 3 * base, (base, double)
 
 
