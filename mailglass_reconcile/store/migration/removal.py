@@ -87,6 +87,7 @@ def remove(session: Session, tell: Callable[[str], None], *, tables: bool = Fals
         location = preflight.describe_location(tx)
         tell(f"-- {location}" if plan else location)
         preflight.refuse_foreign(tx, compare(tx))
+        tx.find_owned().refuse_foreign(tx.schema)  # also without a ledger
         objects = find_objects(tx)
         version = tx.revision()
         if version and revision.is_later_release(version):
