@@ -23,6 +23,8 @@ from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
 from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.rules.smtp import smtp_status
 
+MAX_DEPTH = 100
+"""Greatest depth of nested JSON."""
 MAX_FIELDS = 1_000
 """Greatest number of fields of a form."""
 
@@ -118,9 +120,23 @@ _MALFORMED_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 def parse_json(text: bytes | str) -> Any:
     """Return the value of a JSON text; a byte that its encoding does not have is replaced."""
     try:
-        return json.loads(text.decode(json.detect_encoding(text), "replace") if isinstance(text, bytes) else text)
+        value = json.loads(text.decode(json.detect_encoding(text), "replace") if isinstance(text, bytes) else text)
     except (ValueError, RecursionError):
         raise InvalidWebhookError("the body is not JSON") from None
+    level = [value] if type(value) in _CONTAINERS else []
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if type(outer) is dict else outer)
+            if type(inner) in _CONTAINERS
+        ]
+    if not level:
+        return value
+    raise InvalidWebhookError(f"the body is nested more than {MAX_DEPTH} levels deep")
+
+
+_CONTAINERS = (dict, list)
 
 
 def require_object(value: object, name: str) -> dict[str, Any]:

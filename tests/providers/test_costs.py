@@ -118,6 +118,17 @@ def test_a_long_body_whose_signature_takes_long_is_not_verified_on_the_event_loo
     assert not registry.is_immediate(record, MB + 1)
 
 
+def test_json_of_101_levels_is_refused_and_of_100_is_read():
+    """Later code walks through it and must not raise a RecursionError."""
+    for depth, right in [(98, True), (99, False)]:
+        payload = b'[{"event": "open", "sg_message_id": "a", "deep": ' + b"[" * depth + b"]" * depth + b"}]"
+        if right:
+            assert parse("sendgrid", payload)
+        else:
+            with pytest.raises(InvalidWebhookError, match="100 levels"):
+                parse("sendgrid", payload)
+
+
 # After the signature ----------------------------------------------------------------------------------------------
 
 
