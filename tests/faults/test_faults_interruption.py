@@ -73,7 +73,7 @@ class Killed(NamedTuple):
 
 
 KILLS = (
-    Killed(Sweep, range(1, 1_000, 12)),
+    Killed(Sweep, range(1, 1_000, 4)),
     Killed(Follow, range(20, 80, 9), range(1, 90), 89),  # it never ends by itself
     Killed(NewJobs, range(1, 1_000, 20), least=60),
     Killed(FailedJobs, range(1, 1_000, 20)),
