@@ -26,6 +26,7 @@ call_command("migrate", verbosity=0)
 
 from django_celery_beat.schedulers import DatabaseScheduler
 from mailglass_reconcile import make_beat_schedule, tasks
+from waiting import PATIENCE
 
 app = Celery("adopter", broker="memory://")
 app.conf.beat_schedule = make_beat_schedule(recent=1.0)
@@ -36,7 +37,7 @@ for entry in entries:
     scheduler.apply_async(entry, advance=False)
 with app.connection_for_write() as connection:
     queue = connection.SimpleQueue("celery")
-    headers = [queue.get(timeout=5).headers for _ in entries]
+    headers = [queue.get(timeout=PATIENCE).headers for _ in entries]
 print(json.dumps({message["task"].rpartition(".")[2]: message["expires"] is not None for message in headers}))
 """
 

@@ -8,6 +8,7 @@ import pytest
 
 from mailglass_reconcile import server
 from serving import serve
+from waiting import PATIENCE
 
 pytestmark = [pytest.mark.long, pytest.mark.slow]
 
@@ -23,7 +24,7 @@ def test_idle_connections_block_nobody_and_log_nothing(db):
     with contextlib.ExitStack() as opened, serve(db.environment()) as (process, address):
         for _ in range(400):
             opened.enter_context(connect(address))
-        assert httpx.get(f"{address}/healthz", timeout=60).text == "alive\n"
+        assert httpx.get(f"{address}/healthz", timeout=PATIENCE).text == "alive\n"
         assert process.stop() == 0
         assert process.stderr == f"serving on {address}/; press Ctrl-C to stop\n"
 

@@ -9,12 +9,11 @@ import mailglass_reconcile
 from factories import delivery_row, insert, insert_pairs, orphan_row, postmark
 from faults.refusing import refusing
 from handling import failing, leaving
-from installation import PATIENCE
 from mailglass_reconcile import Settings, dispatch, prune, reconcile, reconcile_recent, telemetry
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep import reconciler
 from observing import read_exports, tasks, values
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 UNREACHABLE_DATABASE = Settings(database_url="postgresql://ada:CanaryDbPassword@127.0.0.1:1/none")
 

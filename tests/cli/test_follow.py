@@ -11,7 +11,7 @@ from commands import count_linked, follow, sweeps
 from factories import insert_pairs
 from faults import servers
 from handling import handle
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 
@@ -77,7 +77,7 @@ def test_a_slow_handler_does_not_hold_up_linking(db, handled):
     with follow({**handled, "SLOW": "3"}) as first:
         insert_pairs(db, 1, age_seconds=0)
         wait_until(lambda: count_linked(first) == 1)
-        wait_until(lambda: db.value(WORKING) == 1, 60)
+        wait_until(lambda: db.value(WORKING) == 1, PATIENCE)
         insert_pairs(db, 1, age_seconds=0)
         wait_until(lambda: count_linked(first) == 2, 2)
         wait_until(lambda: db.value("SELECT count(*) FROM handled") == 2)
@@ -88,7 +88,7 @@ def test_a_handler_that_works_when_follow_ends_is_let_finish(db, handled):
     """Deployments end it with SIGTERM; the attempt is not lost."""
     with follow({**handled, "SLOW": "2"}) as first:
         insert_pairs(db, 1, age_seconds=0)
-        wait_until(lambda: db.value(WORKING) == 1, 60)
+        wait_until(lambda: db.value(WORKING) == 1, PATIENCE)
         assert first.stop() == 0
         assert db.value("SELECT count(*) FROM handled") == 1
 
@@ -99,7 +99,7 @@ def test_what_was_waiting_for_its_handler_before_follow_began_is_handled(db, han
     with follow({**handled, "MAILGLASS_IMPORTS": ""}) as linking_only:
         wait_until(lambda: count_linked(linking_only) == 1)
     with follow(handled):
-        wait_until(lambda: db.value("SELECT count(*) FROM handled") == 1, 60)
+        wait_until(lambda: db.value("SELECT count(*) FROM handled") == 1, PATIENCE)
 
 
 @pytest.mark.parametrize("subcommand", ["follow", "sweep"])
@@ -114,7 +114,9 @@ def test_no_module_of_the_working_directory_is_executed(db, handled, tmp_path, s
         assert processes.run(command, handled, cwd=planted).returncode == 0
     else:
         with processes.start(command, handled, cwd=planted, exit_code=0):
-            wait_until(lambda: db.value("SELECT count(*) FROM handled") == 1 or (planted / "executed").exists(), 60)
+            wait_until(
+                lambda: db.value("SELECT count(*) FROM handled") == 1 or (planted / "executed").exists(), PATIENCE
+            )
     assert not (planted / "executed").exists()
     assert db.value("SELECT count(*) FROM handled") == 1
 

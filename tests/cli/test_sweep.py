@@ -16,7 +16,7 @@ import processes
 from factories import delivery, delivery_row, insert, insert_pairs, orphan, orphan_row, postmark, sendgrid
 from mailglass_reconcile.sweep import reconciler
 from processes import COMMAND
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 
@@ -175,7 +175,7 @@ def test_ctrl_c_at_a_terminal_begins_on_a_line_of_its_own(db, arguments):
     db.run("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.1); RETURN NEW; END'")
     db.run("CREATE TRIGGER slow BEFORE UPDATE ON mailglass_deliveries FOR EACH ROW EXECUTE FUNCTION slow()")
     sweeping = Terminal(db, "sweep", *arguments, MAILGLASS_BATCH_SIZE="5")
-    wait_until(lambda: db.count_links() >= 5, 60)
+    wait_until(lambda: db.count_links() >= 5, PATIENCE)
     sweeping.types("\x03")
     code, written = sweeping.ends()
     expected = f"interrupted: {db.count_links()} links are committed and stay; the next sweep links the rest"

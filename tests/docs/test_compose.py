@@ -27,10 +27,9 @@ import processes
 from catalog import client, installation, live, url_of
 from faults.redis_servers import needs_debians_redis
 from history import DELIVERY, ORPHAN
-from installation import PATIENCE
 from mailglass_reconcile import Sent, record_send
 from mailglass_reconcile.testing.servers import free_port
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.version_independent]
 

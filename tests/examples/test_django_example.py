@@ -16,7 +16,7 @@ import readme
 import senders
 from mailglass_reconcile.testing.servers import free_port
 from ses_api import ses_api
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.python_dependent]
 
@@ -63,7 +63,7 @@ class Site:
         message = {"Message": text.replace("recipient@example.com", recipient), "Type": "Notification"}
         sent = senders.notification("ses", {**message, "TopicArn": self.terminal[f"TOPIC_{topic.upper()}"]})
         headers = {**sent.headers, "host": f"{tenant}.localhost"}
-        url, timeout = f"{self.base}/webhooks/ses", processes.SECONDS
+        url, timeout = f"{self.base}/webhooks/ses", PATIENCE
         return httpx.post(url, content=sent.body, headers=headers, timeout=timeout).status_code
 
     def report_until_recorded(self, *arguments):
@@ -111,7 +111,7 @@ def test_two_tenants_order_under_asgi_and_each_bounce_reaches_its_own_handler(db
             raced = site.curl("acme", "email=ada").json()
             status = readme.command("django", "curl", "/orders/1/")
             wait_until(lambda: site.curl("acme", "/orders/1/").text == status.output)
-            wait_until(lambda: db.value("SELECT count(*) FROM shop_suppressed") == 1, 60)
+            wait_until(lambda: db.value("SELECT count(*) FROM shop_suppressed") == 1, PATIENCE)
             assert site.report("acme", "emca", raced["message_id"]) == 401
             assert site.report("other", "acme", raced["message_id"]) == 404
             skipped = readme.command("django", "curl", "ADA@")
@@ -122,8 +122,8 @@ def test_two_tenants_order_under_asgi_and_each_bounce_reaches_its_own_handler(db
                 ("emca", "ada@example.com", "dispatched"),
             ]
             site.report_until_recorded("emca", "emca", kept["message_id"])
-            wait_until(lambda: db.value("SELECT count(*) FROM shop_suppressed WHERE tenant = 'emca'") == 1, 60)
-            options = {"headers": {"host": "acme.localhost"}, "follow_redirects": True, "timeout": processes.SECONDS}
+            wait_until(lambda: db.value("SELECT count(*) FROM shop_suppressed WHERE tenant = 'emca'") == 1, PATIENCE)
+            options = {"headers": {"host": "acme.localhost"}, "follow_redirects": True, "timeout": PATIENCE}
             with httpx.Client(base_url=site.base, **options) as browser:
                 log_in(browser)
                 assert "ada@example.com" in browser.get("/admin/mailglass_reconcile/delivery/").text

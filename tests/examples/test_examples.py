@@ -12,11 +12,10 @@ from alembic.migration import MigrationContext
 import catalog
 import mailglass_reconcile
 import processes
-from installation import PATIENCE
 from mailglass_reconcile.schedule import SWEEP_TASK
 from mailglass_reconcile.store.schema import OUR_OBJECTS
 from processes import COMMAND
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.version_independent]
 

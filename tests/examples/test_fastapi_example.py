@@ -13,7 +13,7 @@ import readme
 from mailglass_reconcile.testing.servers import free_port
 from postmark_payloads import payload, payloads_of_all_kinds
 from processes import Process
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.version_independent]
 
@@ -74,7 +74,7 @@ def test_deliveries_end_the_same_in_either_order(db, redis_url, mailglass_webhoo
             return db.value(OPEN)
 
         def send() -> dict:
-            return httpx.post(f"{base}/messages", json=[ADA, BOB], timeout=30).json()
+            return httpx.post(f"{base}/messages", json=[ADA, BOB], timeout=PATIENCE).json()
 
         sent, waiting = mailglass_webhook_first(send, report_early)
         assert (sent["linked"], waiting) == (12, 12)
@@ -100,9 +100,9 @@ def test_deliveries_end_the_same_in_either_order(db, redis_url, mailglass_webhoo
 def test_a_browser_sees_what_happens_to_a_delivery(db, redis_url):
     """They are server-sent events, on one connection to Redis that closes when the browser leaves."""
     with running(db, redis_url) as (base, _), redis.Redis.from_url(redis_url) as client:
-        sent = httpx.post(f"{base}/messages", json=[ADA], timeout=30).json()["message_id"]
+        sent = httpx.post(f"{base}/messages", json=[ADA], timeout=PATIENCE).json()["message_id"]
         delivery = db.value("SELECT id::text FROM mailglass_deliveries")
-        with httpx.stream("GET", f"{base}/deliveries/{delivery}/updates", timeout=30) as answer:
+        with httpx.stream("GET", f"{base}/deliveries/{delivery}/updates", timeout=PATIENCE) as answer:
             assert answer.headers["Content-Type"].startswith("text/event-stream")
             lines = (line for line in answer.iter_lines() if line)
             assert [next(lines), next(lines)] == ["event: refresh", "data: {}"]

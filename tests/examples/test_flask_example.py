@@ -8,6 +8,7 @@ import pytest
 
 import readme
 from mailglass_reconcile.testing.servers import free_port
+from waiting import PATIENCE
 
 pytestmark = [pytest.mark.long, pytest.mark.version_independent]
 
@@ -31,7 +32,7 @@ def test_a_send_and_its_webhook_arrive(db, redis_url):
         responses = [httpx.post(f"{base}/webhooks/{name}", content=body, auth=auth) for name, body, auth in wrong]
         assert [response.status_code for response in responses] == [401, 400, 404, 404]
         large = f"POST /webhooks/brevo HTTP/1.1\r\nHost: x\r\nContent-Length: {6 * 1024 * 1024}\r\n\r\n"
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
             connection.sendall(large.encode())
             assert b" 413 " in connection.recv(4_096)
         assert "Traceback" not in process.output

@@ -7,7 +7,7 @@ import pytest
 import readme
 from database import Database
 from factories import delivery_row, insert, orphan_row, postmark
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.version_independent]
 
@@ -28,4 +28,4 @@ def test_mailglass_s_events_are_linked_within_seconds(unmigrated, redis_url, tmp
     worker = readme.command("mailglass", "worker").text.replace("/tmp/", f"{tmp_path}/")  # noqa: S108 - the README's
     with readme.start("mailglass", worker, env, " ready."):
         insert(unmigrated, [], [orphan_row(postmark("m-2"), age_seconds=0)])
-        wait_until(lambda: unmigrated.values(LINKED) != [0], 60)
+        wait_until(lambda: unmigrated.values(LINKED) != [0], PATIENCE)

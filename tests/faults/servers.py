@@ -21,6 +21,7 @@ from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing.servers import Postgres
 from mailglass_reconcile.testing.servers import postgres_server as postgres
+from waiting import PATIENCE
 
 __all__ = ["PlainDatabase", "Postgres", "migrated_postgres", "pgbouncer", "pgbouncer_path", "postgres"]
 
@@ -92,7 +93,7 @@ max_client_conn = 100
     finally:
         # SIGTERM would wait for clients to disconnect.
         process.send_signal(signal.SIGQUIT)
-        process.wait(10)
+        process.wait(PATIENCE)
         shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -13,7 +13,7 @@ from faults.works import HandlersOnDjango, HandlersOnEngine, killable_process, l
 from handling import effects, handle_all, make_due, states
 from mailglass_reconcile import dispatch
 from mailglass_reconcile.handlers import administration
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.version_independent]
 
@@ -91,6 +91,6 @@ def test_a_dispatcher_waits_for_a_commit_that_is_still_running(
         through.drop()
         wait_until(lambda: handler_db.value(WAITING, type="transactionid"))
         holding.rollback()
-        result = future.result(20)
+        result = future.result(PATIENCE)
     assert (result.handled, result.failed, sum(map(len, work.calls))) == (2, 0, 2)
     assert states(handler_db) == {"done": 2}

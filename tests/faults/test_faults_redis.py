@@ -16,7 +16,7 @@ from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.store import database as databases
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
-from waiting import settle
+from waiting import PATIENCE, settle
 
 pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.version_independent]
 
@@ -89,13 +89,13 @@ def test_a_redis_without_memory_loses_no_link(db: Database, valkey: Valkey, batc
 
     with redis.Redis.from_url(valkey.url) as client, client.pubsub() as heard:
         heard.psubscribe("mailglass:*")
-        heard.get_message(timeout=5)
+        heard.get_message(timeout=PATIENCE)
         if batches == 0:
             fill()
         result = sweep(db, valkey.url, batches, fill)
         settle()
         client.publish("mailglass:", b"end")
-        messages = [*iter(lambda: heard.get_message(timeout=5)["data"], b"end")]
+        messages = [*iter(lambda: heard.get_message(timeout=PATIENCE)["data"], b"end")]
     assert len(messages) == result.published
 
 

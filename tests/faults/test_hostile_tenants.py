@@ -12,7 +12,7 @@ import factories
 import mailglass_reconcile
 from database import Database
 from faults.runs import FULL
-from waiting import settle
+from waiting import PATIENCE, settle
 
 pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 
@@ -109,9 +109,9 @@ def test_a_message_holds_its_own_tenant_and_nothing_of_the_others(db: Database, 
         factories.orphan(db, factories.postmark("shared"), tenant_id=tenant)
     with redis.Redis.from_url(redis_url) as client, client.pubsub() as heard:
         heard.subscribe(mailglass_reconcile.events_channel("a"))
-        heard.get_message(timeout=5)
+        heard.get_message(timeout=PATIENCE)
         mailglass_reconcile.reconcile()
         settle()
         client.publish(mailglass_reconcile.events_channel("a"), b"end")
-        messages = [*iter(lambda: heard.get_message(timeout=5)["data"], b"end")]
+        messages = [*iter(lambda: heard.get_message(timeout=PATIENCE)["data"], b"end")]
     assert [json.loads(data)["meta"]["tenant_id"] for data in messages] == ["a"]

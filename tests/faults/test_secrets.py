@@ -18,11 +18,11 @@ import processes
 from database import Database
 from faults.refusing import refusing
 from faults.runs import FULL
-from installation import PATIENCE, Site
+from installation import Site
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from recording import event, record
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 
@@ -70,7 +70,7 @@ def capture(caplog: pytest.LogCaptureFixture, redis_url: str, observed: observin
     caplog.set_level(logging.DEBUG)
     with redis.Redis.from_url(redis_url) as client, client.pubsub() as heard:
         heard.psubscribe("mailglass:*")
-        heard.get_message(timeout=5)
+        heard.get_message(timeout=PATIENCE)
         captured = Capture(caplog, client, heard, observed)
         yield captured
         text = captured.text()

@@ -27,7 +27,7 @@ from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.outbox import Failure
 from marking import slow_unless
 from recording import NOW, event, record
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.long
 
@@ -744,7 +744,7 @@ def test_a_dispatcher_waits_for_a_claimed_job_that_another_one_locks_briefly(han
         future = pool.submit(start)
         wait_until(lambda: future.done() or handler_db.value(WAITING_FOR_A_LOCK))
         looking.rollback()
-        assert future.result(20)
+        assert future.result(PATIENCE)
 
 
 WAITING_FOR_A_LOCK = """

@@ -11,13 +11,12 @@ import factories
 import mailglass_reconcile
 import processes
 from handling import effects, failing, handle, handle_all, leaving, make_due, states
-from installation import PATIENCE
 from mailglass_reconcile.handlers import administration
 from mailglass_reconcile.ops import status
 from mailglass_reconcile.schedule import DISPATCH_TASK
 from mailglass_reconcile.store import outbox
 from processes import COMMAND
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.python_dependent]
 

@@ -12,7 +12,7 @@ from mailglass_reconcile.providers import certificates, sns
 from mailglass_reconcile.providers.certificates import CertificateSource, CertificateStore, UnavailableError
 from mailglass_reconcile.webhooks import verify
 from senders import ARN, NOW, Posted, notification
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.version_independent
 
@@ -33,7 +33,7 @@ class FakeService:
                 self.names.append(name)
                 self.at_once += 1
                 self.most = max(self.most, self.at_once)
-            assert self.may.wait(20)
+            assert self.may.wait(PATIENCE)
             with self._lock:
                 self.at_once -= 1
             if self._failure and name.startswith("missing"):
@@ -291,7 +291,7 @@ def test_verify_waits_for_a_certificate_and_its_error_names_no_address(monkeypat
     monkeypatch.setattr(sns, "certificates", CertificateStore())
     sns.certificates._budget = 0.1
     may = threading.Event()
-    monkeypatch.setattr(sns, "fetch", lambda url: may.wait(20) and senders.serve_certificate(url))
+    monkeypatch.setattr(sns, "fetch", lambda url: may.wait(PATIENCE) and senders.serve_certificate(url))
     request = notification("ses", {"Type": "Notification", "Message": "{}"})
     with pytest.raises(MailglassReconcileError, match="try again") as caught:
         check(request)

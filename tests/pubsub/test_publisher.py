@@ -39,7 +39,7 @@ from mailglass_reconcile.pubsub.client import TIMEOUT_SECONDS
 from mailglass_reconcile.pubsub.publisher import BACKOFF_SECONDS, MAX_WAITING_LINKS
 from mailglass_reconcile.testing.servers import free_port
 from observing import Observed
-from waiting import settle, wait_until
+from waiting import PATIENCE, settle, wait_until
 
 pytestmark = pytest.mark.long
 
@@ -61,7 +61,7 @@ def count_received(pubsub: redis.client.PubSub, until: bytes) -> Counter[tuple[b
     """Return how often each message was received until *until*."""
     result: Counter[tuple[bytes, bytes]] = Counter()
     while True:
-        message = pubsub.get_message(timeout=60)
+        message = pubsub.get_message(timeout=PATIENCE)
         assert message is not None, "the last message did not come"
         if message["data"] == until:
             return result
@@ -154,7 +154,7 @@ def test_a_slow_name_lookup_delays_nobody(valkey: Valkey, monkeypatch: pytest.Mo
     resolved, look_up = threading.Event(), socket.getaddrinfo
 
     def slowly(*arguments: Any, **options: Any) -> Any:
-        resolved.wait(30)
+        resolved.wait(PATIENCE)
         return look_up(*arguments, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", slowly)

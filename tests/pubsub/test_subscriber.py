@@ -18,7 +18,7 @@ import mailglass_reconcile
 from faults.redis_servers import Valkey
 from mailglass_reconcile import Missed, Update, events_channel
 from mailglass_reconcile.pubsub import Subscription
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 DELIVERY = "0a1b2c3d-0000-4000-8000-00000000000a"
 
@@ -202,7 +202,7 @@ def test_another_thread_may_close_a_subscription_at_any_time(valkey, caplog, sta
     thread.start()
     with waiting(valkey, caplog, state):
         subscription.close()
-        thread.join(20)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
     assert items == []
     if state != "down":
@@ -220,7 +220,7 @@ def test_a_signal_handler_may_close_a_subscription_at_any_time(valkey, caplog, s
     def interrupt() -> None:
         with waiting(valkey, caplog, state):
             os.kill(os.getpid(), signal.SIGUSR1)
-            has_ended.wait(20)
+            has_ended.wait(PATIENCE)
 
     has_ended = threading.Event()
     thread = threading.Thread(target=interrupt)

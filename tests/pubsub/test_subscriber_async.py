@@ -18,7 +18,7 @@ from faults.redis_servers import silent
 from mailglass_reconcile import Missed, RedisUnavailableError, Update, events_channel, subscribe_async
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.pubsub import AsyncSubscription
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 DELIVERY = "0a1b2c3d-0000-4000-8000-00000000000a"
 
@@ -175,7 +175,7 @@ def test_a_subscription_can_be_cancelled_at_each_moment_while_it_opens(redis_url
     patient = {"socket_timeout": 10, "socket_connect_timeout": 10}  # a busy machine is late, not unreachable
 
     async def main() -> None:
-        with redis.Redis.from_url(redis_url, socket_timeout=5) as client:
+        with redis.Redis.from_url(redis_url, socket_timeout=PATIENCE) as client:
             for steps in range(200):
                 subscription = AsyncSubscription(client, None, None)
                 subscription._client.connection_pool.connection_kwargs.update(patient)
@@ -183,7 +183,7 @@ def test_a_subscription_can_be_cancelled_at_each_moment_while_it_opens(redis_url
                 for _ in range(steps):
                     await asyncio.sleep(0)
                 opening.cancel()
-                await asyncio.wait({opening}, timeout=20)
+                await asyncio.wait({opening}, timeout=PATIENCE)
                 assert opening.cancelled(), steps
 
     asyncio.run(main())

@@ -12,6 +12,7 @@ import senders
 from mailglass_reconcile import exposition, telemetry
 from receivers import ask, first, mount_receiver, receiving
 from receivers import published as _published  # noqa: F401 - a fixture of every test
+from waiting import PATIENCE
 
 pytestmark = pytest.mark.version_independent
 
@@ -41,7 +42,7 @@ def test_the_command_logs_and_counts(db, tmp_path, monkeypatch):
     allowed = {"Authorization": f"Bearer {TOKEN}"}
     with (
         receiving(db, tmp_path, MAILGLASS_WEB_TOKEN=TOKEN) as (base, process),
-        httpx.Client(base_url=base, timeout=60) as client,
+        httpx.Client(base_url=base, timeout=PATIENCE) as client,
     ):
         for webhook in (request, request, request._replace(headers={}), request._replace(body=b"{")):
             client.post("/postmark", content=webhook.body, headers=webhook.headers)

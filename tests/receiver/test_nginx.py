@@ -16,6 +16,7 @@ from mailglass_reconcile.testing.servers import free_port
 from receivers import first, receiving
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from strangers import BEHAVIOURS, MB, OF_THE_PROXY
+from waiting import PATIENCE
 
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 PAGE = Path(__file__).parents[2] / "docs/production.md"
@@ -74,5 +75,5 @@ def test_a_client_receives_the_response_to_a_body_that_the_receiver_does_not_rea
             ("postmark", wrong, 4 * MB, 401),
             ("ses", {}, 300_000, 413),
         ]:
-            answer = httpx.post(f"{address}/{provider}", content=bytes(size), headers=headers, timeout=60)
+            answer = httpx.post(f"{address}/{provider}", content=bytes(size), headers=headers, timeout=PATIENCE)
             assert answer.status_code == status

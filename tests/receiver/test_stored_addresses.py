@@ -28,7 +28,7 @@ from mailglass_reconcile.webhooks import receive
 from receivers import ask, first, mount_receiver, post
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from senders import CERTIFICATE_URL
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.version_independent
 
@@ -80,7 +80,7 @@ def test_a_receiver_fetches_the_stored_certificates_when_it_starts(db, monkeypat
 def test_a_certificate_that_is_not_stored_is_fetched_for_the_repetition(db, monkeypatch, caplog):
     """While strangers have used up the time to wait, the status is 503, so that SNS repeats; the line is a warning."""
     store, may = simulate_restart(monkeypatch, attacked=True), threading.Event()
-    monkeypatch.setattr(sns, "fetch", lambda url: may.wait(20) and senders.serve_certificate(url))
+    monkeypatch.setattr(sns, "fetch", lambda url: may.wait(PATIENCE) and senders.serve_certificate(url))
     (answer,) = post(mount_receiver(), "/webhooks/ses", first("ses"))
     assert answer.status_code == 503
     may.set()

@@ -20,7 +20,7 @@ from mailglass_reconcile.webhooks import receive, refusal
 from receivers import SECRETS, first, mount_receiver, now, post, setting
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from senders import Posted
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.usefixtures("app", "anymail_settings")
 
@@ -108,7 +108,7 @@ def test_a_notification_waits_for_a_stored_certificate_and_not_for_a_strangers(d
 
     def fetch(url):
         fetches.append(url)
-        assert may.wait(20)
+        assert may.wait(PATIENCE)
         return senders.serve_certificate(url)
 
     def start_process(*, attacked: bool) -> None:

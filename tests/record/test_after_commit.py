@@ -37,7 +37,7 @@ from mailglass_reconcile.record import after_commit
 from mailglass_reconcile.rules.log_throttle import LogThrottle
 from meter import round_trips, statements_in_background
 from recording import LEDGER, NOW, STORE_QUERIES, event, record
-from waiting import settle, wait_until
+from waiting import PATIENCE, settle, wait_until
 
 COMMIT = b"COMMIT\0"
 
@@ -403,12 +403,12 @@ def busy_thread() -> Iterator[threading.Event]:
     def delay(_connection, _cursor, statement, *_arguments):
         if threading.current_thread().name == "mailglass after commit" and not is_asking.is_set():
             is_asking.set()
-            assert may_ask.wait(60)
+            assert may_ask.wait(PATIENCE)
 
     sa.event.listen(sa.Engine, "before_cursor_execute", delay)
     try:
         yield is_asking
-        assert is_asking.wait(60)
+        assert is_asking.wait(PATIENCE)
     finally:
         may_ask.set()
         settle()
@@ -488,7 +488,7 @@ def test_a_forked_child_begins_with_nothing_to_do_and_its_parent_goes_on(db):
             recorded = record(connection, event("m-1"))
         with busy_thread() as is_asking:
             broadcast(recorded)
-            assert is_asking.wait(60)
+            assert is_asking.wait(PATIENCE)
             child = os.fork()
             if child == 0:
                 with suppress(BaseException):
@@ -526,7 +526,7 @@ def test_a_child_of_multiprocessing_publishes_before_it_ends(db):
     """Such a child runs no `atexit` handlers."""
     child = multiprocessing.get_context("fork").Process(target=_record_and_end, args=(db,))
     child.start()
-    child.join(60)
+    child.join(PATIENCE)
     assert child.exitcode == 0
     assert read_published_message_ids(db) == ["m-1", "m-1"]
 

@@ -16,7 +16,7 @@ from mailglass_reconcile.record.sends import validate_sends
 from mailglass_reconcile.rules.addresses import strip_display_name
 from meter import round_trips
 from recording import LEDGER, NOW, WAITING, event, messages, record
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 DELIVERIES = "SELECT recipient, provider, provider_message_id FROM mailglass_deliveries ORDER BY recipient"
 OPEN = "SELECT count(*) FROM mailglass_open_orphans"
@@ -446,7 +446,7 @@ def send_together(db, *sends):
     def one_of(sent):
         with db.engine.begin() as connection:
             connection.exec_driver_sql("SELECT 1")
-            barrier.wait(timeout=30)
+            barrier.wait(timeout=PATIENCE)
             return send(connection, *sent)
 
     with ThreadPoolExecutor(len(sends)) as threads:
@@ -484,7 +484,7 @@ def test_deliveries_are_stored_in_the_order_of_their_message_ids(db, message_ids
             second_writer.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
             send(second_writer, make_sent("carl@example.com", "m-2"))
         holder.rollback()
-        assert len(waiting.result(timeout=30)) == 2
+        assert len(waiting.result(timeout=PATIENCE)) == 2
 
 
 IN_ORDER_OF_KEYS = """
@@ -507,7 +507,7 @@ def test_events_are_stored_in_the_order_of_their_keys(db, message_ids):
             second_writer.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
             send(second_writer, make_sent(ADA, second))
         holder.rollback()
-        assert len(waiting.result(timeout=30)) == 2
+        assert len(waiting.result(timeout=PATIENCE)) == 2
 
 
 def test_what_overlaps_with_the_send_is_linked_by_the_next_sweep(db):

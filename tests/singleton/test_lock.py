@@ -29,7 +29,7 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.singleton.lock import PREFIX, LockBackend, running_token
 from mailglass_reconcile.singleton.task import SweepTask
 from mailglass_reconcile.store import engines
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.python_dependent
 
@@ -209,7 +209,7 @@ def test_a_lost_reply_leaves_no_phantom_owner(store, retries):
             queue = connection.SimpleQueue("celery")
             queue.clear()
             result_ = app.tasks[tasks.SWEEP_TASK].delay()
-            assert queue.get(timeout=5).headers["id"] == result_.id
+            assert queue.get(timeout=PATIENCE).headers["id"] == result_.id
         client.connection_pool.disconnect()
     (name,) = store.keys()
     assert store.get(name).decode() == f"queued {result_.id}"
@@ -397,7 +397,7 @@ def test_a_request_for_later_neither_expires_nor_swallows_one_for_now(store):
         queue.clear()
         later = task.apply_async(countdown=600)
         now = task.delay()
-        sent = [queue.get(timeout=5).headers for _ in range(2)]
+        sent = [queue.get(timeout=PATIENCE).headers for _ in range(2)]
     assert now.id != later.id
     assert {row["id"]: row["expires"] is None for row in sent} == {later.id: True, now.id: False}
 
@@ -419,7 +419,7 @@ def test_another_task_that_is_asked_for_later_does_not_expire(store, name):
         queue.clear()
         for options in ({"countdown": 7_200}, {}, {"countdown": 1, "expires": 9}):
             task.apply_async(**options)
-        sent = [queue.get(timeout=5).headers["expires"] is None for _ in range(3)]
+        sent = [queue.get(timeout=PATIENCE).headers["expires"] is None for _ in range(3)]
     assert sent == [True, False, False]
 
 
@@ -431,7 +431,7 @@ def test_a_member_of_a_group_is_queued_under_its_own_id(store):
         queue = connection.SimpleQueue("celery")
         queue.clear()
         group_result = group(task.s(), task.s()).apply_async()
-        sent = [queue.get(timeout=5).headers["id"] for _ in range(2)]
+        sent = [queue.get(timeout=PATIENCE).headers["id"] for _ in range(2)]
     assert sent == [result.id for result in group_result.results]
 
 
@@ -441,7 +441,7 @@ def test_the_thread_that_renews_a_lock_ends_with_its_sweep(store):
     lock = LockBackend(store)
     with lock.renewing(KEY, "running a", lambda: False):
         (renewing,) = [item for item in threading.enumerate() if item not in before and item.name == f"renew {KEY}"]
-    renewing.join(5)
+    renewing.join(PATIENCE)
     assert not renewing.is_alive()
 
 

@@ -9,11 +9,11 @@ import psutil
 import pytest
 
 import factories
-from installation import CALL, PATIENCE, QUEUE, Site
+from installation import CALL, QUEUE, Site
 from locks import SESSIONS, key_of
 from mailglass_reconcile.pubsub.channels import events_channel
 from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, RECENT_TASK, SWEEP_TASK
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.python_dependent]
 
@@ -262,5 +262,5 @@ def test_a_child_that_records_and_ends_has_published_before(site):
             children = {site.result(task) for task in tasks}
             assert len(children) == len(tasks)
             wait_until(lambda: not children & {child.pid for child in psutil.process_iter()}, PATIENCE)
-        messages = [message for _ in deliveries if (message := updates.get_message(timeout=5))]
+        messages = [message for _ in deliveries if (message := updates.get_message(timeout=PATIENCE))]
     assert sorted(json.loads(message["data"])["delivery_id"] for message in messages) == sorted(deliveries)

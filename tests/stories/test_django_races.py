@@ -12,7 +12,7 @@ from django.db import connections, transaction
 from anymail_sends import ANN, BOB, STORY, Message
 from anymail_webhooks import POSTMARK, RESEND, SENDGRID, SES
 from mailglass_reconcile import Sent
-from waiting import settle
+from waiting import PATIENCE, settle
 
 pytestmark = [
     pytest.mark.usefixtures("app", "backends"),
@@ -119,14 +119,14 @@ def test_a_webhook_whose_own_transaction_is_open_while_the_send_commits_is_linke
             with transaction.atomic():
                 post(message.requests(*STORY))
                 event.set()
-                assert go_on.wait(20)
+                assert go_on.wait(PATIENCE)
         finally:
             connections.close_all()
 
     with ThreadPoolExecutor(1) as threads:
         futures = []
         with run_on_acceptance(
-            SENDGRID, lambda message: (futures.append(threads.submit(slowly, message)), event.wait(20))
+            SENDGRID, lambda message: (futures.append(threads.submit(slowly, message)), event.wait(PATIENCE))
         ):
             message = Message.send_accepted(SENDGRID, 1)
         assert [delivery["events"] for delivery in deliveries(db, message)] == [["dispatched"], ["dispatched"]]

@@ -36,7 +36,7 @@ from mailglass_reconcile.store.ledger import ClaimedEvent
 from own_settings import OWN, settings_of, take
 from projecting import apply_projection
 from recording import LEDGER, NAMELESS, NOW, event, record
-from waiting import settle, wait_until
+from waiting import PATIENCE, settle, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.python_dependent]
 
@@ -163,7 +163,7 @@ def test_a_send_and_its_webhook_at_the_same_time_are_linked_by_whoever_commits_l
         with ThreadPoolExecutor() as threads:
             (recorded,) = threads.submit(
                 driver.run_session, lambda session_of_webhook: record(session_of_webhook, event("m-1"))
-            ).result(20)
+            ).result(PATIENCE)
         assert recorded.delivery_id is None
 
     driver.run_session(work)

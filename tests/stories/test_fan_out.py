@@ -7,13 +7,12 @@ import pytest
 import factories
 import mailglass_reconcile
 from factories import delivery_row, insert, orphan_row, postmark
-from installation import PATIENCE
 from locks import KEY, SESSIONS, key_of
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops.status import load_status
 from mailglass_reconcile.rules.states import OUTCOMES
 from mailglass_reconcile.singleton.lock import LockBackend, running_token
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.python_dependent]
 

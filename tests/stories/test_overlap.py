@@ -20,7 +20,7 @@ from handling import handle
 from mailglass_reconcile import Sent, Settings, broadcast, reconcile, record_send
 from meter import statements_in_background
 from recording import NOW, event, record
-from waiting import settle, wait_until
+from waiting import PATIENCE, settle, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -185,7 +185,7 @@ def test_calls_that_commit_while_the_thread_is_busy_are_asked_about_together(db)
     def delay(_connection, _cursor, statement, *_arguments):
         if "after_commit" in statement and not is_asked.is_set():
             is_asked.set()
-            assert may_answer.wait(60)
+            assert may_answer.wait(PATIENCE)
 
     sa.event.listen(sa.Engine, "before_cursor_execute", delay)
     try:
@@ -195,7 +195,7 @@ def test_calls_that_commit_while_the_thread_is_busy_are_asked_about_together(db)
                     record(session, event(f"m-{number}", provider_event_id=str(number)))
                     session.commit()
                 if not number:
-                    assert is_asked.wait(60)
+                    assert is_asked.wait(PATIENCE)
             may_answer.set()
             settle()
     finally:
@@ -408,7 +408,7 @@ def test_a_hundred_and_fifty_pairs_that_overlap_at_random_are_all_linked(db):
         for n, (before, after) in enumerate(pauses[side]):
             with engine.connect() as connection:
                 connection.exec_driver_sql("SELECT 1")
-                barrier.wait(timeout=60)
+                barrier.wait(timeout=PATIENCE)
                 for _ in range(before):
                     connection.exec_driver_sql("SELECT 1")
                 argument = (

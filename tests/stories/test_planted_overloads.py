@@ -33,7 +33,7 @@ from catalog import client, installation, url_of
 from database import Database
 from drivers import Driver
 from every_command import COMMANDS, ELSEWHERE, IDS
-from installation import PATIENCE, QUEUE
+from installation import QUEUE
 from mailglass_reconcile import (
     DeliveryEvent,
     Sent,
@@ -54,7 +54,7 @@ from mailglass_reconcile.testing.databases import Databases
 from mailglass_reconcile.web import create_app
 from marking import slow_unless
 from recording import NOW, event, record
-from waiting import settle, wait_until
+from waiting import PATIENCE, settle, wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -35,7 +35,7 @@ from mailglass_reconcile.pubsub import (
     events_channel,
 )
 from mailglass_reconcile.singleton.lock import PREFIX, LockBackend, running_token
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.long, needs_debians_redis, pytest.mark.slow, pytest.mark.python_dependent]
 
@@ -185,7 +185,7 @@ def test_after_a_fail_over_broadcasts_lock_and_subscriptions_are_on_the_new_mast
     with sentinel() as deployment, ThreadPoolExecutor(1) as thread:
         client = master_for(deployment)
         following = thread.submit(asyncio.run, follow(master_for(deployment)))
-        assert is_subscribed.wait(20)
+        assert is_subscribed.wait(PATIENCE)
         with Subscription(client, "acme", None, ping_seconds=1, answer_seconds=1) as subscription:
             assert publish_link(client) == Published(2, 0)
             assert next(subscription) == update
@@ -193,10 +193,10 @@ def test_after_a_fail_over_broadcasts_lock_and_subscriptions_are_on_the_new_mast
                 master.client_pause(60_000)
             assert publish_link(client) == Published(0, 2)
             assert isinstance(next(subscription), Missed)
-            wait_until(lambda: len(received) == 2, 60)
-            wait_until(lambda: publish_link(client) == Published(2, 0), 60)
+            wait_until(lambda: len(received) == 2, PATIENCE)
+            wait_until(lambda: publish_link(client) == Published(2, 0), PATIENCE)
             assert next(subscription) == update
-        following.result(60)
+        following.result(PATIENCE)
         assert [type(item) for item in received] == [Update, Missed, Update]
         assert received[-1] == update
         with local(deployment.replica) as replica:

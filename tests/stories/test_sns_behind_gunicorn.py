@@ -23,7 +23,7 @@ from mailglass_reconcile.providers import registry
 from processes import Process
 from receivers import now
 from senders import CERTIFICATE_URL, Posted
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 
@@ -79,7 +79,7 @@ def test_after_a_restart_each_worker_records_its_first_notification_at_the_first
         def post(certificate_url: str) -> int:
             request = notification(next(numbers), certificate_url)
             url = f"{address}/webhooks/ses"
-            return httpx.post(url, content=request.body, headers=request.headers, timeout=20).status_code
+            return httpx.post(url, content=request.body, headers=request.headers, timeout=PATIENCE).status_code
 
         for round_number, certificate_url in enumerate([CERTIFICATE_URL, CERTIFICATE_URL, new], 1):
             with ThreadPoolExecutor(WORKERS) as pool:  # a fetch takes half a second, so each worker gets one
@@ -103,14 +103,16 @@ def test_strangers_leave_the_other_pages_of_a_site_their_workers(db, tmp_path):
         def visit() -> None:
             with httpx.Client() as client:
                 while not ended.is_set():
-                    answers["page", client.get(f"{address}/page", timeout=30).status_code] += 1
+                    answers["page", client.get(f"{address}/page", timeout=PATIENCE).status_code] += 1
 
         def attack() -> None:
             with httpx.Client() as client:
                 while not ended.is_set():
                     name = f"-{os.getpid():08x}{next(numbers):024x}".encode()
                     body = re.sub(rb"-[0-9a-f]{32}(?=\.pem)", name, honest.body)
-                    response = client.post(f"{address}/webhooks/ses", content=body, headers=honest.headers, timeout=30)
+                    response = client.post(
+                        f"{address}/webhooks/ses", content=body, headers=honest.headers, timeout=PATIENCE
+                    )
                     answers["webhook", response.status_code] += 1
                     ended.wait(0.5)
 

@@ -11,7 +11,7 @@ import factories
 from mailglass_reconcile.record.webhooks import idempotency_key
 from mailglass_reconcile.rules.event_types import PROVIDER_TYPES
 from recording import LEDGER, NOW, WAITING, event, record
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 EARLIER = NOW - dt.timedelta(hours=1)
 
@@ -23,7 +23,7 @@ def record_together(db, *webhooks):
     def record_webhook(events):
         with db.engine.begin() as connection:
             connection.execute(sa.text("SELECT 1"))
-            barrier.wait(timeout=30)
+            barrier.wait(timeout=PATIENCE)
             return record(connection, *events)
 
     with ThreadPoolExecutor(len(webhooks)) as threads:
@@ -69,7 +69,7 @@ def test_events_are_inserted_in_the_order_of_their_keys(db):
             writer.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
             record(writer, second)
         holder.rollback()
-        assert [recorded.event_id is None for recorded in waiting.result(timeout=30)[0]] == [True, False]
+        assert [recorded.event_id is None for recorded in waiting.result(timeout=PATIENCE)[0]] == [True, False]
 
 
 def test_deliveries_are_locked_in_the_order_of_their_ids(db):
@@ -84,7 +84,7 @@ def test_deliveries_are_locked_in_the_order_of_their_ids(db):
         free = "SELECT count(*) FROM (SELECT FROM mailglass_deliveries FOR UPDATE SKIP LOCKED) AS d"
         assert db.value(free) == 1
         holder.rollback()
-        assert len(waiting.result(timeout=30)[0]) == 2
+        assert len(waiting.result(timeout=PATIENCE)[0]) == 2
 
 
 def test_an_event_is_compared_with_what_another_transaction_committed_meanwhile(db):
@@ -96,7 +96,7 @@ def test_an_event_is_compared_with_what_another_transaction_committed_meanwhile(
         waiting = threads.submit(record_together, db, older)
         wait_until(lambda: db.value(WAITING) == 1)
         holder.commit()
-        assert all(delivery.delivery_id for delivery in waiting.result(timeout=30)[0])
+        assert all(delivery.delivery_id for delivery in waiting.result(timeout=PATIENCE)[0])
     assert db.value("SELECT last_event_type FROM mailglass_deliveries") == "clicked"
 
 
@@ -108,7 +108,7 @@ def test_an_event_whose_delivery_is_deleted_meanwhile_is_kept_as_an_orphan(db):
         waiting = threads.submit(record_together, db, [event("m-1")])
         wait_until(lambda: db.value(WAITING) == 1)
         holder.commit()
-        ((recorded,),) = waiting.result(timeout=30)
+        ((recorded,),) = waiting.result(timeout=PATIENCE)
     assert (recorded.event_id is None, recorded.delivery_id) == (False, None)
     assert db.rows("SELECT state FROM mailglass_open_orphans") == [(None,)], "it matched, but does so no longer"
 

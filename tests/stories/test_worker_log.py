@@ -6,13 +6,13 @@ import re
 
 import pytest
 
-from installation import PATIENCE, Site
+from installation import Site
 from mailglass_reconcile import tasks
 from mailglass_reconcile.schedule import PRUNE_TASK, SWEEP_TASK
 from mailglass_reconcile.store import runs
 from mailglass_reconcile.sweep import run_log
 from mailglass_reconcile.sweep.result import SweepResult
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.python_dependent
 

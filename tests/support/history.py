@@ -8,6 +8,7 @@ import redis
 
 import mailglass_reconcile
 from catalog import Installation
+from waiting import PATIENCE
 
 ORPHAN = """
 INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, needs_reconciliation, inserted_at, metadata)
@@ -49,7 +50,7 @@ def insert_history(database: Installation) -> tuple[str, str, str]:
 
 def sweep(database: Installation, redis_url: str) -> int:
     """Sweep a schema, and return the number of linked orphans."""
-    redis_client = redis.Redis.from_url(redis_url, socket_timeout=5, socket_connect_timeout=5)
+    redis_client = redis.Redis.from_url(redis_url, socket_timeout=PATIENCE, socket_connect_timeout=PATIENCE)
     mailglass_reconcile.configure(engine=database.engine, settings=database.settings, redis=redis_client)
     try:
         return mailglass_reconcile.reconcile().linked

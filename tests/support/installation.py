@@ -17,11 +17,10 @@ import factories
 import processes
 from mailglass_reconcile.schedule import SWEEP_TASK
 from processes import Process
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 SUPPORT = Path(__file__).parent
 QUEUE = "mailglass_reconcile"
-PATIENCE = 60
 CALL = ("-m", "celery", "-A", "mailglass_reconcile", "call", SWEEP_TASK)
 NUMBERS = itertools.count(1)
 

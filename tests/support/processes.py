@@ -22,9 +22,8 @@ from typing import IO, Any
 
 import psutil
 
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
-SECONDS = 90
 PROGRAM = (Path(__file__).parent / "forker.py").read_text()
 CLIENT = (Path(__file__).parent / "forked_program.py").read_text()
 COMMANDS = ("alembic", "celery", "django-admin", "flask", "mailglass-reconcile", "python", "python3", "uvicorn")
@@ -169,7 +168,7 @@ class Process:
         """Return the exit code, or None while the process runs."""
         return self._handle.poll()
 
-    def wait(self, seconds: float = SECONDS) -> int:
+    def wait(self, seconds: float = PATIENCE) -> int:
         """Wait until the process ends, and return the exit code."""
         return self._handle.wait(seconds)
 
@@ -185,7 +184,7 @@ class Process:
             self._stdin.close()
         return self.wait()
 
-    def wait_for(self, condition: Condition, seconds: float = SECONDS) -> Any:
+    def wait_for(self, condition: Condition, seconds: float = PATIENCE) -> Any:
         """Wait until a condition holds, and return its value: for a pattern, the match; fail if the process ends."""
         check, value = self._check(condition), None
 

@@ -14,6 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from waiting import PATIENCE
+
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 STARTING_SECONDS = 100
 
@@ -67,7 +69,7 @@ def main(command: list[str]) -> int:
     finally:
         node.terminate()
         try:
-            node.wait(30)
+            node.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             node.kill()
             node.wait()

@@ -14,6 +14,7 @@ import httpx
 import pages
 import processes
 from processes import COMMAND, Process
+from waiting import PATIENCE
 
 SHELL = re.compile(r"[|;&<>$]")
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -87,7 +88,7 @@ def curl(text: str, base: str, message_id: str = "", *, host: str | None = None)
         content=options.get("-d"),
         headers={"Content-Type": kind, **({"Host": host} if host else {})},
         auth=tuple(options["-u"].split(":")) if "-u" in options else None,
-        timeout=processes.SECONDS,
+        timeout=PATIENCE,
     )
 
 

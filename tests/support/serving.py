@@ -11,7 +11,7 @@ import uvicorn
 import processes
 from browsing import TOKEN
 from processes import Process
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 ADDRESS = re.compile(r"(?:serving|running) on (http://[^\s/]+)")
 """What our server and uvicorn print when they accept connections."""
@@ -45,4 +45,4 @@ def serve_here(application) -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         running.should_exit = True
-        thread.join(20)
+        thread.join(PATIENCE)

@@ -16,6 +16,7 @@ import yaml
 
 import scraping
 from mailglass_reconcile.exposition import PREFIX
+from waiting import PATIENCE
 
 MONITORING = Path(__file__).parents[2] / "docs" / "monitoring"
 RULES = MONITORING / "alerts.yml"
@@ -29,7 +30,9 @@ needs_promtool = pytest.mark.skipif(not has_promtool, reason="needs promtool (ap
 
 def promtool(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run promtool, and return its result."""
-    return subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=60, check=False, **options)
+    return subprocess.run(
+        ["promtool", *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False, **options
+    )
 
 
 class Timeline:

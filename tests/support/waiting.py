@@ -5,6 +5,9 @@ from collections.abc import Callable
 
 from mailglass_reconcile import flush
 
+PATIENCE = 90
+"""Seconds that a test waits at most for a process, a thread or a message: a busy machine multiplies what they take."""
+
 
 def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
     """Wait until *condition* holds, and fail after *seconds* of an idle machine.

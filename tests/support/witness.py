@@ -27,7 +27,7 @@ from mailglass_reconcile.store.database import OpenConnection
 from mailglass_reconcile.sweep.link import Pairs
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
-from waiting import settle
+from waiting import PATIENCE, settle
 
 _WITNESS = """
 CREATE SCHEMA witness;
@@ -96,7 +96,7 @@ class Witness:
         self._client.publish(f"mailglass:events:{mark}", mark)
         received = []
         while True:
-            message = self._pubsub.get_message(timeout=5)
+            message = self._pubsub.get_message(timeout=PATIENCE)
             assert message is not None, "the sentinel did not arrive"
             if message["data"] == mark.encode():
                 return received
@@ -148,7 +148,7 @@ def _subscribed(redis_url: str) -> Iterator[redis.client.PubSub]:
 
 
 def _read_until(pubsub: redis.client.PubSub, kind: str) -> None:
-    while (pubsub.get_message(timeout=5) or {})["type"] != kind:
+    while (pubsub.get_message(timeout=PATIENCE) or {})["type"] != kind:
         pass
 
 

@@ -25,6 +25,7 @@ from mailglass_reconcile.store.window import make_part
 from mailglass_reconcile.sweep import recent, reconciler
 from mailglass_reconcile.sweep.reading import FEW, ChunkReader, match_at_once, match_slice
 from meter import Traffic
+from waiting import PATIENCE
 
 
 def test_a_type_of_a_megabyte_is_linked_and_its_message_stays_small(db, subscriber):
@@ -32,7 +33,7 @@ def test_a_type_of_a_megabyte_is_linked_and_its_message_stays_small(db, subscrib
     factories.delivery(db, "m")
     factories.orphan(db, factories.postmark("m"), type="x" * 1_000_000)
     assert reconcile().linked == 1
-    message = next(m for m in iter(lambda: subscriber.get_message(timeout=5), None) if m["type"] == "pmessage")
+    message = next(m for m in iter(lambda: subscriber.get_message(timeout=PATIENCE), None) if m["type"] == "pmessage")
     assert len(message["data"]) < 2_000
     assert json.loads(message["data"])["meta"]["type"] == "x" * 512
 

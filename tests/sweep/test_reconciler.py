@@ -23,7 +23,7 @@ from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.testing.servers import free_port
 from meter import statements
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 GUID = "883953f4-6105-42a2-a16a-{:012d}"
 
@@ -442,7 +442,7 @@ def test_nothing_is_published_before_its_commit(db, redis_url):
         sweeping.start()
 
         while result.total() < 120:
-            message = pubsub.get_message(timeout=20)
+            message = pubsub.get_message(timeout=PATIENCE)
             assert message, "not all is told of"
             if message["data"].startswith("{"):
                 event_id = json.loads(message["data"])["meta"]["event_id"]

@@ -22,7 +22,7 @@ from sqlalchemy import make_url
 
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.testing import servers
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 
@@ -185,7 +185,7 @@ def test_the_servers_stop_on_every_kind_of_exit(last_line, number, code):
             family = psutil.Process(process.pid).children(recursive=True)
             assert len({item.name() for item in family}) >= 2
             os.killpg(process.pid, number)
-        assert process.wait(30) == code
+        assert process.wait(PATIENCE) == code
     wait_until(lambda: nothing_is_left(directory))
     directory.rmdir()
 
@@ -254,10 +254,10 @@ def test_a_parallel_test_run_leaves_nothing(number):
             start_new_session=True,
         ) as process:
             if number is not None:
-                wait_until(lambda: len(list(directory.glob("waiting*"))) == 2, 60)
+                wait_until(lambda: len(list(directory.glob("waiting*"))) == 2, PATIENCE)
                 assert len(list(directory.glob("mailglass-*/data"))) == 2
                 process.send_signal(number)
-            assert (process.wait(60) == 0) == (number is None)
+            assert (process.wait(PATIENCE) == 0) == (number is None)
         wait_until(lambda: nothing_is_left(directory))
 
 

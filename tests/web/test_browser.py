@@ -28,6 +28,7 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.web.rendering import REFRESH_SECONDS
 from serving import serve
+from waiting import PATIENCE
 
 CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
 """Without windows, a visitor costs a third of the processor's time: a window has pages of its own."""
@@ -308,7 +309,7 @@ def test_a_link_appears_by_itself_and_pausing_stops_that(clock, shop, page):
     page.get_by_role("button", name="Pause").click()
     page.get_by_text("In numbers").first.click()
     page.locator("#states a").first.focus()
-    expect(link).to_be_visible(timeout=20 * SECONDS)
+    expect(link).to_be_visible(timeout=PATIENCE * SECONDS)
     expect(page.locator("#runs tbody tr").first).to_contain_text("of acme")
     assert page.evaluate("document.activeElement.closest('#states') !== null")
     assert page.locator("#backlog-numbers").evaluate("one => one.open")
@@ -335,7 +336,7 @@ def test_a_chart_shows_the_values_of_what_is_pointed_at_or_chosen_by_arrow_keys(
     assert chosen != last.split(" UTC")[0]
     page.locator("#lag-plot").evaluate("plot => plot.dataset.old = true")
     clock.run_for(REFRESH)
-    expect(page.locator("#lag-plot[data-old]")).to_have_count(0, timeout=20 * SECONDS)
+    expect(page.locator("#lag-plot[data-old]")).to_have_count(0, timeout=PATIENCE * SECONDS)
     expect(page.locator("#lag-readout")).to_contain_text(chosen)
     assert page.evaluate("document.activeElement.id") == "lag-plot"
     page.keyboard.press("Escape")
@@ -362,7 +363,7 @@ def test_a_chosen_column_stays_the_same_time_when_a_refresh_moves_the_columns(sy
                 page.keyboard.press("ArrowLeft")
             earlier = page.locator("#left-plot rect:has(~ .chosen)")
             before = earlier.count()
-            expect(earlier).not_to_have_count(before, timeout=20 * SECONDS)
+            expect(earlier).not_to_have_count(before, timeout=PATIENCE * SECONDS)
             assert 0 < earlier.count() < before
             assert readout.text_content() == selected
             page.keyboard.press("ArrowRight")
@@ -408,13 +409,13 @@ def test_a_bar_says_that_the_page_is_out_of_date_until_it_is_not(clock, context,
     expect(page.locator("#stale")).to_be_hidden()
     context.set_offline(True)
     clock.run_for(REFRESH)
-    expect(page.locator("#stale")).to_contain_text("No answer since", timeout=20 * SECONDS)
+    expect(page.locator("#stale")).to_contain_text("No answer since", timeout=PATIENCE * SECONDS)
     assert page.locator("#stale").bounding_box()["y"] < 200
     expect(page.locator("#figures dd").first).not_to_be_empty()
     check(page)
     context.set_offline(False)
     clock.run_for(REFRESH)
-    expect(page.locator("#stale")).to_be_hidden(timeout=20 * SECONDS)
+    expect(page.locator("#stale")).to_be_hidden(timeout=PATIENCE * SECONDS)
 
 
 def test_an_address_is_searched_for_and_stored_nowhere(context, page, shop):
@@ -451,7 +452,7 @@ def test_the_page_recovers_with_the_database(shop, page):
             check(page)
         finally:
             connection.exec_driver_sql("ALTER TABLE away RENAME TO mailglass_reconcile_runs")
-        expect(page.locator("#figures dd").first).to_have_text(re.compile(r"\d"), timeout=20 * SECONDS)
+        expect(page.locator("#figures dd").first).to_have_text(re.compile(r"\d"), timeout=PATIENCE * SECONDS)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "mail.test"])

@@ -13,10 +13,10 @@ import redis
 import commands
 import processes
 from faults.servers import postgres
-from installation import PATIENCE, QUEUE, Site
+from installation import QUEUE, Site
 from mailglass_reconcile.schedule import PRUNE_TASK, SWEEP_TASK
 from mailglass_reconcile.testing import servers
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.slow]
 

@@ -28,7 +28,7 @@ from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.store.revision import VERSION
 from revisions import NEXT, UNRELEASED
 from shapes import SCHEMAS, make_mailglass_tables, roll_back
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -281,7 +281,7 @@ def test_an_interrupted_build_of_the_index_is_repeated(unmigrated):
         wait_until(lambda: database.values(waiting))
         database.values(f"SELECT pg_cancel_backend(pid) FROM ({waiting}) AS w")  # noqa: S608
         with pytest.raises(MailglassReconcileError):
-            running.result(60)
+            running.result(PATIENCE)
     assert not database.is_current()
     database.migrate()
     assert database.is_current()
@@ -294,7 +294,7 @@ def test_two_migrations_at_once_both_end_well(unmigrated):
     insert_history(database)
     with ThreadPoolExecutor() as pool:
         for running in [pool.submit(database.migrate) for _ in range(3)]:
-            running.result(60)
+            running.result(PATIENCE)
     assert database.is_current()
 
 
@@ -314,7 +314,7 @@ def test_writers_never_fail_while_a_migration_comes_and_goes(unmigrated):
         finally:
             stop.set()
         for writer in writers:
-            writer.result(60)
+            writer.result(PATIENCE)
     assert len(written_lines) > 4
     assert len(database.open_set()) == len(written_lines) + 1
 
@@ -333,9 +333,9 @@ def test_a_long_transaction_delays_the_migration_and_fails_no_other_writer(unmig
             before = len(written_lines)
             wait_until(lambda: len(written_lines) > before + 200)
             assert not migrating.done()
-        migrating.result(60)
+        migrating.result(PATIENCE)
         stop.set()
-        writer.result(60)
+        writer.result(PATIENCE)
     assert database.is_current()
 
 

@@ -28,7 +28,7 @@ from mailglass_reconcile.store.revision import VERSION
 from processes import Process
 from recording import event
 from revisions import NEXT
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -176,7 +176,7 @@ def writers(database: Installation, number: int = 2) -> Iterator[list[int]]:
         finally:
             stop.set()
         for writer in running:
-            writer.result(60)
+            writer.result(PATIENCE)
 
 
 @contextmanager
@@ -202,7 +202,7 @@ def recorder(database: Installation) -> Iterator[list[str]]:
             yield recorded
         finally:
             stop.set()
-        running.result(60)
+        running.result(PATIENCE)
     mailglass_reconcile.configure()
     engine.dispose()
 
@@ -300,7 +300,7 @@ def test_a_transaction_that_holds_the_table_delays_a_revision_and_fails_no_write
     with writers(database) as written, ExitStack() as stack:
         with database.writing(ORPHAN.format(id=new_id(), age="1 minute")):
             process = stack.enter_context(next_version.start(database, *COMMAND))
-            wait_until(lambda: database.values(WAITING_TO_ALTER) or process.poll() is not None, 30)
+            wait_until(lambda: database.values(WAITING_TO_ALTER) or process.poll() is not None, PATIENCE)
             before = len(written)
             wait_until(lambda: len(written) > before + 50)
             assert process.poll() is None
@@ -317,7 +317,7 @@ def test_an_interrupted_build_of_the_new_index_is_repeated(empty_database_url, n
         holder.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         holder.execute("SELECT 1")  # a build waits for the end of an older snapshot, the revision does not
         with next_version.start(database, *COMMAND) as process:
-            wait_until(lambda: database.values(BUILDING) or process.poll() is not None, 30)
+            wait_until(lambda: database.values(BUILDING) or process.poll() is not None, PATIENCE)
             database.values(BUILDING.replace("SELECT pid", "SELECT pg_terminate_backend(pid)"))
             assert process.wait() == 1, process.output
             assert "\n" not in process.stderr.strip()

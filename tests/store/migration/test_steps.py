@@ -11,7 +11,7 @@ from catalog import Installation, installation
 from faults import servers
 from history import DELIVERY, ORPHAN, insert_history, new_id, write_until
 from shapes import SCHEMAS, make_mailglass_tables
-from waiting import wait_until
+from waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +45,7 @@ SELECT a.pid FROM pg_stat_activity AS a JOIN pg_locks AS l ON l.pid = a.pid
 
 def test_a_migration_interrupts_an_autovacuum_and_no_writer_fails(slow_vacuum):
     """Postgres cancels it for a session that waits a second; writers give up after half a second, and need not."""
-    wait_until(lambda: slow_vacuum.values(AUTOVACUUM), 60)
+    wait_until(lambda: slow_vacuum.values(AUTOVACUUM), PATIENCE)
     stop, written_lines = threading.Event(), []
     with ThreadPoolExecutor() as pool:
         writer = pool.submit(write_until, stop, slow_vacuum, written_lines)
@@ -53,7 +53,7 @@ def test_a_migration_interrupts_an_autovacuum_and_no_writer_fails(slow_vacuum):
             slow_vacuum.migrate()
         finally:
             stop.set()
-        writer.result(60)
+        writer.result(PATIENCE)
     assert slow_vacuum.is_current()
     assert len(written_lines) > 1
 
@@ -98,7 +98,7 @@ def test_an_index_is_built_although_the_role_has_short_timeouts(unmigrated):
         with database.writing(DELIVERY):
             running = pool.submit(database.migrate)
             wait_until(lambda: running.done() or database.values(building))
-        running.result(60)
+        running.result(PATIENCE)
     assert database.is_current()
 
 
