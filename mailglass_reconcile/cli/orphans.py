@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.cli.completion import complete_provider, complete_type
 from mailglass_reconcile.cli.output import argument, format_as_of, ignore_broken_pipe, print_result, wrap_text
 from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.ops.orphans import OrphanPage
@@ -35,8 +36,15 @@ SHOWN_IDS = 3
 @click.command(epilog=EXAMPLES)
 @click.option("--state", type=click.Choice(OPEN_STATES), help="List events in this state only.")
 @click.option("--tenant", "tenant_id", metavar="ID", help="List events of this tenant only.")
-@click.option("--provider", metavar="NAME", help="List events of this provider only, in any spelling.")
-@click.option("--type", metavar="TYPE", help="List events of this type only, such as bounced.")
+@click.option(
+    "--provider",
+    metavar="NAME",
+    shell_complete=complete_provider,
+    help="List events of this provider only, in any spelling.",
+)
+@click.option(
+    "--type", metavar="TYPE", shell_complete=complete_type, help="List events of this type only, such as bounced."
+)
 @click.option("--message-id", metavar="ID", help="List events with this message id only, in any spelling.")
 @click.option(
     "--recipient",

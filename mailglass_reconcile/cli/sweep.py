@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import INTERRUPTED, dispatch
+from mailglass_reconcile.cli.completion import complete_provider
 from mailglass_reconcile.cli.output import (
     Duration,
     confirm,
@@ -52,7 +53,12 @@ Examples:
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Stop after N links.")
 @click.option("--event", type=click.UUID, metavar="EVENT_ID", help="Link this event only, of any age.")
 @click.option("--delivery", type=click.UUID, metavar="ID", help="Link events of this delivery only, of any age.")
-@click.option("--provider", metavar="NAME", help="Link events of this provider only, in any spelling.")
+@click.option(
+    "--provider",
+    metavar="NAME",
+    shell_complete=complete_provider,
+    help="Link events of this provider only, in any spelling.",
+)
 @click.option("--since", type=Duration(), metavar="AGE", help="Link only events of at most this age: 90s, 5m, 2h, 6d.")
 @click.option("--until", type=Duration(), metavar="AGE", help="Link only events of at least this age.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")

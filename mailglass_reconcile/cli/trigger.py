@@ -7,6 +7,7 @@ import datetime as dt
 import click
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.cli.completion import complete_provider, complete_sample_type
 from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError, UnknownProviderError
 from mailglass_reconcile.providers import registry, sender
 from mailglass_reconcile.receiver import secret_store
@@ -23,8 +24,8 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("provider", metavar="PROVIDER")
-@click.argument("type_", metavar="TYPE")
+@click.argument("provider", metavar="PROVIDER", shell_complete=complete_provider)
+@click.argument("type_", metavar="TYPE", shell_complete=complete_sample_type)
 @click.option("--message-id", required=True, metavar="ID", help="Message id with which your send is recorded.")
 @click.option("--to", "url", metavar="URL", help="The whole URL of the webhook. Default: MAILGLASS_WEBHOOK_URL.")
 @click.option("--recipient", metavar="ADDRESS", help="Recipient that the event names. By default it names none.")

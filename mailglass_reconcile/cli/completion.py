@@ -1,0 +1,28 @@
+"""Completion of providers and types of events with the Tab key."""
+
+from __future__ import annotations
+
+import click
+
+from mailglass_reconcile.errors import UnknownProviderError
+from mailglass_reconcile.providers import registry
+from mailglass_reconcile.rules.event_types import TYPES
+
+
+def complete_provider(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of providers that begin with *incomplete*."""
+    return [name for name in registry.PROVIDERS if name.startswith(incomplete)]
+
+
+def complete_type(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Return the types of events that begin with *incomplete*."""
+    return [name for name in sorted(TYPES) if name.startswith(incomplete)]
+
+
+def complete_sample_type(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Return the types of which there is a sample by the provider on the command line."""
+    try:
+        record = registry.get_provider(context.params["provider"])
+    except UnknownProviderError:
+        return []
+    return [] if record.has_private_key else [type_ for type_ in record.table.names() if type_.startswith(incomplete)]
