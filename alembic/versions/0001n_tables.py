@@ -67,14 +67,6 @@ CREATE TABLE {schema}.mailglass_webhook_events (
 """
 
 TABLES = """
-CREATE TABLE {schema}.mailglass_webhook_certificates (
-  url         text PRIMARY KEY,
-  provider    text NOT NULL,
-  verified_at timestamp NOT NULL
-);
-COMMENT ON TABLE {schema}.mailglass_webhook_certificates IS
-  'mailglass-reconcile: where the certificates are that have verified a webhook, at most 32';
-
 CREATE TABLE {schema}.mailglass_handler_outbox (
   event_id    uuid NOT NULL,
   handler     text NOT NULL,

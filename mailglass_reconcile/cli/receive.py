@@ -39,5 +39,4 @@ def receive(host: str, port: int) -> None:
     receiver = app.webhook_app()
     receiver.metrics_token = load_web_token(runtime.get_settings())
     logging.getLogger("mailglass_reconcile.receiver").setLevel(logging.INFO)
-    receiver.start()
     server.run(receiver, host, port)

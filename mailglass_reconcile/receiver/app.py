@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import UnknownProviderError, database_errors
-from mailglass_reconcile.providers import registry, sns
+from mailglass_reconcile.providers import registry
 from mailglass_reconcile.providers.signatures import Signature, has_bearer
 from mailglass_reconcile.receiver import secret_store
 from mailglass_reconcile.receiver.admission import (
@@ -27,7 +27,6 @@ from mailglass_reconcile.receiver.log import log_recorded
 from mailglass_reconcile.receiver.opening import IncomingWebhook, OpenedWebhook, public_url, require_method
 from mailglass_reconcile.receiver.refusals import INVALID_SIGNATURE, refusal
 from mailglass_reconcile.receiver.secret_store import SecretsArgument, SecretStore
-from mailglass_reconcile.receiver.stored_addresses import StoredAddresses
 from mailglass_reconcile.receiver.verifier import VerificationThread
 from mailglass_reconcile.record import failures, validation
 from mailglass_reconcile.record.after_commit import Recorded, broadcast
@@ -103,7 +102,8 @@ class Receiver:
         self._engine, self._secrets, self._tenant, self._base = engine, secrets, tenant, base
         self.admission, self._verifier = AdmissionControl(), VerificationThread()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="mailglass-webhooks")
-        self._waiting_threads = ThreadPoolExecutor(THREADS, thread_name_prefix="mailglass-certificate-waits")
+        # One webhook waits, and the others are refused at once.
+        self._waiting_threads = ThreadPoolExecutor(2, thread_name_prefix="mailglass-certificate-waits")
         self._tenant_threads = ThreadPoolExecutor(THREADS, thread_name_prefix="mailglass-tenants")
         self._tenant_lookups = 0
         self.results: Counter[tuple[str, str]] = Counter()
@@ -111,15 +111,9 @@ class Receiver:
         self.metrics_token: str | None = None
         """The token for `/metrics`; without one, there are no metrics."""
 
-    def start(self) -> None:
-        """Fetch the certificates whose addresses are stored, in the background, if a secret may need one."""
-        if any(registry.get_provider(name).service and self._secrets.may_have(name) for name in registry.PROVIDERS):
-            sns.certificates.prefetch(StoredAddresses(self._engine))
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request, or the lifespan of the server."""
         if scope["type"] == "lifespan":
-            self.start()
             await _lifespan(receive, send)
         elif scope["type"] == "http":
             body = _RequestBody(scope, receive)
@@ -169,9 +163,8 @@ class Receiver:
         webhook.require_size(incoming.content_length)
         with self.admission.admit(webhook.provider, verified=webhook.is_verified) as body:
             webhook.add_body(await self.admission.read(body, incoming, webhook.record.max_bytes))
-            if webhook.record.service:
-                fetched = _run_in_thread(self._waiting_threads, webhook.await_certificate, self._engine)
-                await self.admission.wait_turn(body, fetched)
+            if webhook.missing_certificate():
+                await self.admission.wait_turn(body, _run_in_thread(self._waiting_threads, webhook.await_certificate))
             opened = await self._verify_and_read(body, webhook)
             if opened.answer is not None:
                 return Response(200, opened.answer, content_type="application/json")

@@ -13,16 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import sqlalchemy as sa
-
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import BodyTooLargeError, SignatureError, UnknownProviderError
 from mailglass_reconcile.providers import registry, sns
+from mailglass_reconcile.providers.certificates import CertificateSource
 from mailglass_reconcile.providers.signatures import Signature
 from mailglass_reconcile.providers.wire import WebhookRequest
 from mailglass_reconcile.receiver.admission import MethodNotAllowedError
 from mailglass_reconcile.receiver.secret_store import NO_SECRET
-from mailglass_reconcile.receiver.stored_addresses import StoredAddresses
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.events import WebhookEvent
 
@@ -69,7 +67,6 @@ class IncomingWebhook:
             raise UnknownProviderError(NO_SECRET)
         self.is_verified = False
         self._secrets = secrets
-        self._certificate: tuple[str, StoredAddresses] | None = None
         self._request = registry.make_request(b"", headers, url=url)
         if self.record.signature is Signature.IN_HEADERS:
             self.verify()
@@ -84,20 +81,18 @@ class IncomingWebhook:
         self.require_size(len(body))
         self._request = dataclasses.replace(self._request, body=bytes(body))
 
-    def await_certificate(self, engine: sa.Engine) -> None:
-        """Wait for the certificate that the body names, if any; not if the engine is async.
+    def missing_certificate(self) -> CertificateSource | None:
+        """Return the source of the certificate that the body names; None if there is none, or it is in memory."""
+        source = registry.find_certificate_source(self.record, self._request, self._secrets)
+        return None if source is None or source.url in sns.certificates else source
 
-        Args:
-            engine: The database that has the stored addresses of certificates.
+    def await_certificate(self, *, may_wait: bool = True) -> None:
+        """Wait for the certificate that the body names, if any, unless the calling thread must not wait.
 
         Raises:
             UnavailableError: It is not there in time.
         """
-        source = registry.find_certificate_source(self.record, self._request, self._secrets)
-        if source is not None:
-            addresses = StoredAddresses(engine, self.provider)
-            sns.certificates.require(source, addresses, may_wait=not engine.dialect.is_async)
-            self._certificate = source.url, addresses
+        sns.certificates.require(self.missing_certificate(), may_wait=may_wait)
 
     def verify(self) -> None:
         """Verify that the request, as far as it is there, was signed with one of the secrets.
@@ -115,8 +110,6 @@ class IncomingWebhook:
                 errors.append(error)
             else:
                 self.is_verified = True
-                if self._certificate:
-                    sns.certificates.mark_verified(*self._certificate)
                 return
         raise errors[0]
 

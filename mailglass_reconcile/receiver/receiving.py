@@ -61,8 +61,8 @@ def receive(
         secrets = [registry.validate_secret(provider, secret)]
     incoming = IncomingWebhook(provider, headers, secrets=secrets, url=url or public_url(provider))
     incoming.add_body(body)
-    if incoming.record.service:  # before the first statement, which would hold locks and a snapshot meanwhile
-        incoming.await_certificate(engines.engine_of(connection))
+    # Before the first statement, which would hold locks and a snapshot meanwhile.
+    incoming.await_certificate(may_wait=not engines.engine_of(connection).dialect.is_async)
     webhook = incoming.open()
     if not webhook.events:
         webhook.confirm()

@@ -76,8 +76,6 @@ GRANT INSERT (event_id, handler, delivery_id, type, next_at, inserted_at)
    ON mailglass_handler_outbox TO mailglass_recorder;
 -- see which handlers there are
 GRANT SELECT ON mailglass_handled_types TO mailglass_recorder;
--- know the certificates of Amazon SES and Scaleway after a restart
-GRANT SELECT, INSERT, DELETE ON mailglass_webhook_certificates TO mailglass_recorder;
 \endif
 
 -- mailglass_viewer: the pages of your application that show what became of a mail.

@@ -93,7 +93,7 @@ class ComparedRole(NamedTuple):
 
 
 # A role is used here if something was granted to it by name. A role of another name that may delete rows must be a
-# sweeper: of the other documented roles, only the recorder may delete any, which are addresses of certificates.
+# sweeper: no other documented role may delete any.
 _ROLES_TO_COMPARE = r"""
 WITH relations AS (
   SELECT c.oid, c.relname, c.relacl FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -107,8 +107,7 @@ WITH relations AS (
 SELECT r.oid, quote_ident(r.rolname) AS name,
        CASE WHEN r.rolname = ANY (CAST(:documented AS text[])) THEN r.rolname::text
             WHEN s.oid IS NOT NULL OR NOT EXISTS (SELECT FROM relations)
-                 OR EXISTS (SELECT FROM relations AS t WHERE t.relname <> 'mailglass_webhook_certificates'
-                               AND has_table_privilege(r.oid, t.oid, 'DELETE'))
+                 OR EXISTS (SELECT FROM relations AS t WHERE has_table_privilege(r.oid, t.oid, 'DELETE'))
             THEN :sweeper END AS documented,
        quote_ident(coalesce(s.rolname, r.rolname)) AS grantee, r.rolname = current_user AS is_current
   FROM pg_roles AS r

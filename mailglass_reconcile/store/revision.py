@@ -29,7 +29,6 @@ TABLES = {
         " unmatchable ambiguous tenant_mismatch recipient_mismatch skipped failed published publish_failed expired"
         " events deliveries duration_ms remaining linkable_since open_groups covered_until covered ranges ranges_done"
     ),
-    "mailglass_webhook_certificates": "url provider verified_at",
 }
 """The tables that the revisions make, with their columns; the first one tells ours from another table of the name."""
 

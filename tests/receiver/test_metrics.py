@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -45,7 +46,8 @@ def test_the_command_logs_and_counts(db, tmp_path, monkeypatch):
         httpx.Client(base_url=base, timeout=PATIENCE) as client,
     ):
         for webhook in (request, request, request._replace(headers={}), request._replace(body=b"{")):
-            client.post("/postmark", content=webhook.body, headers=webhook.headers)
+            with suppress(httpx.TransportError):  # a refused one may be closed before the client has sent its body
+                client.post("/postmark", content=webhook.body, headers=webhook.headers)
         client.post("/mailersend", content=changed.body, headers=changed.headers)
         client.post("/pigeon")
         db.run("ALTER TABLE mailglass_events RENAME TO elsewhere")

@@ -388,7 +388,6 @@ def test_it_answers_the_lifespan_of_a_server_that_serves_it_by_itself(db):
         await receiver({"type": "lifespan"}, next_, note)
 
     asyncio.run(run())
-    wait_until(lambda: not sns.certificates._threads)  # it has begun to fetch certificates
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 

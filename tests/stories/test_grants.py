@@ -23,7 +23,7 @@ from mailglass_reconcile import Sent, WebhookEvent, append, record_send, record_
 from mailglass_reconcile.ops.explanation import explain
 from mailglass_reconcile.record import erasure
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import certificates, engines
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.web import create_app
@@ -287,18 +287,6 @@ def test_a_recorder_records_sends(db, acting):
         assert append(connection, tenant_id="acme", delivery_id=recorded[2].delivery_id, **earlier)
     assert [result.linked for result in recorded] == [1, 0, 0]
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
-
-
-def test_a_recorder_stores_where_certificates_are(db, acting):
-    """It also deletes old ones."""
-    settings = acting("mailglass_recorder")
-    database = Database(engines.create_engine(settings), settings)
-    for number in range(certificates.MAX_ADDRESSES + 1):
-        with database.writing() as tx:
-            certificates.add_address(
-                tx, certificates.CertificateAddress("ses", f"https://sns.eu-west-1.amazonaws.com/{number}.pem")
-            )
-            assert len(certificates.load_addresses(tx)) == min(number + 1, certificates.MAX_ADDRESSES)
 
 
 def test_an_eraser_erases(db, acting):

@@ -252,7 +252,7 @@ def test_following(db):
 
 @pytest.mark.parametrize("role", ["superuser", "mailglass_recorder"])
 def test_the_receiver(db, planted, role, tmp_path):
-    """It records, and stores the address of a certificate."""
+    """It records webhooks, one of which waits for a certificate."""
     with receivers.receiving(_as_role(db, planted, role), tmp_path) as (address, _):
         for provider in ("postmark", "ses"):
             posted = receivers.first(provider)

@@ -56,7 +56,6 @@ OUR_NAMES = (
     "mailglass_open_orphan",
     "mailglass_handled_types",
     "mailglass_handler_outbox",
-    "mailglass_webhook_certificates",
     "mailglass_reconcile_",
     "prune_idx",
     "deliveries_reconcile_idx",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest, HttpResponse, UnreadablePostError
 
-from mailglass_reconcile.contrib.django import database, project, signals
+from mailglass_reconcile.contrib.django import database, signals
 from mailglass_reconcile.errors import UnknownProviderError
 from mailglass_reconcile.providers import registry
 from mailglass_reconcile.receiver.admission import ClientDisconnectedError, ForeignHostError
@@ -53,7 +53,7 @@ def respond(
 def _respond(
     request: HttpRequest, provider: str, load_secrets: Callable[[], SecretStore], tenant: Tenant, url: BaseUrl
 ) -> HttpResponse:
-    """Answer a webhook, cheapest checks first; only the addresses of certificates are read before it is verified."""
+    """Answer a webhook, cheapest checks first."""
     if request.method not in ("GET", "HEAD"):
         require_method(request.method, provider)
     store = load_secrets()
@@ -66,7 +66,7 @@ def _respond(
     if request.method == "OPTIONS":
         return _make_response(200, "ok", **incoming.allowed_origin())
     incoming.add_body(_read_body(request, incoming))
-    incoming.await_certificate(database.engine(project.alias()))
+    incoming.await_certificate()
     webhook = incoming.open()
     if webhook.answer is not None:
         return HttpResponse(webhook.answer, content_type="application/json")

@@ -89,7 +89,6 @@ def test_our_objects_are_tables_triggers_functions_two_indexes_and_the_version(u
         "mailglass_open_orphan_ids",
         "mailglass_handler_outbox",
         "mailglass_handled_types",
-        "mailglass_webhook_certificates",
         "mailglass_reconcile_retention",
         "mailglass_reconcile_runs",
         "mailglass_reconcile_version",
