@@ -54,6 +54,11 @@ def send_by_hand(session: Session, ids: Sequence[str]) -> None:
     hand_written.send(session, TENANT, ids, [f"{id_}@example.com" for id_ in ids], AT)
 
 
+def insert_send(session: Session, ids: Sequence[str]) -> None:
+    """Insert deliveries, and leave the race open."""
+    hand_written.insert_send(session, TENANT, ids, [f"{id_}@example.com" for id_ in ids], AT)
+
+
 def webhook_by_hand(session: Session, ids: Sequence[str]) -> None:
     """Do the same with SQL."""
     if len(ids) == 1:
@@ -62,12 +67,19 @@ def webhook_by_hand(session: Session, ids: Sequence[str]) -> None:
         hand_written.webhooks(session, TENANT, ids, "event", AT)
 
 
+def insert_webhook(session: Session, ids: Sequence[str]) -> None:
+    """Insert an event and update its delivery, and leave the race open."""
+    hand_written.insert_webhook(session, TENANT, ids[0], ids[0], AT)
+
+
 CALLS: dict[str, Call] = {
     "send": send,
     "webhook": webhook,
     "opening": functools.partial(webhook, type_="opened"),
     "send by hand": send_by_hand,
     "webhook by hand": webhook_by_hand,
+    "send by bare INSERT": insert_send,
+    "webhook by bare INSERT": insert_webhook,
 }
 
 

@@ -51,7 +51,7 @@ def test_the_orphans_of_each_layout_are_in_the_state_that_is_measured(db, state,
 
 @pytest.mark.parametrize("kind", ["webhook", "send", "early"])
 def test_compared_calls_do_the_same_work(db, kind):
-    """After the hand-written call and ours, the delivery's columns are the same."""
+    """After the hand-written call and ours, the delivery's columns and events are the same."""
     states = []
     call = "send" if kind == "send" else "webhook"
     for name, id_ in ((f"{call} by hand", "by-hand"), (call, "package")):
@@ -61,8 +61,9 @@ def test_compared_calls_do_the_same_work(db, kind):
             worker.CALLS[name](session, [id_])
             session.commit()
         states += db.rows(
-            "SELECT last_event_type, last_event_at, delivered_at, dispatched_at, terminal, provider"
-            " FROM mailglass_deliveries WHERE provider_message_id = :id",
+            "SELECT last_event_type, last_event_at, delivered_at, dispatched_at, terminal, provider,"
+            " (SELECT array_agg(type ORDER BY type) FROM mailglass_events WHERE delivery_id = d.id)"
+            " FROM mailglass_deliveries AS d WHERE provider_message_id = :id",
             id=id_,
         ) or [("an orphan", db.value("SELECT count(*) FROM mailglass_open_orphans"))]
     assert states[0] == states[1] or states == [("an orphan", 1), ("an orphan", 2)]
