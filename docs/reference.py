@@ -18,7 +18,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -31,19 +31,7 @@ from bench.results import number
 from mailglass_reconcile import errors, exposition, telemetry
 from mailglass_reconcile.cli import command
 from mailglass_reconcile.ops import checks
-from mailglass_reconcile.ops.checks import (
-    backlog,
-    configuration,
-    handlers,
-    ledger,
-    mailglass,
-    recording,
-    redis_server,
-    schema,
-    server,
-    sweeps,
-    workers,
-)
+from mailglass_reconcile.ops.checks import redis_server, workers
 from mailglass_reconcile.ops.checks.check import Check
 from mailglass_reconcile.ops.metrics import MetricsSnapshot
 from mailglass_reconcile.providers import registry
@@ -274,7 +262,7 @@ def blocks() -> dict[str, str]:
         ),
         "instruments": instruments(),
         "alerts": alerts(),
-        **runbook(),
+        "checks of the doctor": doctors_own_checks(),
         "states": states(),
         **{name: reports(registry.get_provider(name)) for name in registry.PROVIDERS},
         **{f"measured {name}": measured(name) for name in ("calls", "sweep", "backlog", "sizing")},
@@ -390,7 +378,6 @@ STEPS = {
 }
 
 
-MODULES = (server, schema, sweeps, backlog, handlers, recording, ledger, mailglass)
 CELERYS_OWN = "| `CELERY_BROKER_URL` | | Celery's own setting: the broker of the bundled app, if it is not `MAILGLASS_REDIS_URL` |"
 
 
@@ -471,8 +458,8 @@ def alerts() -> str:
             severity, summary = rule["labels"]["severity"], rule["annotations"]["summary"]
             target = rule["annotations"]["runbook_url"].removeprefix("docs/")
             if "{{" in severity:
-                severity, target = "that of the finding", "doctor.md#fast-checks"
-                summary = "A check of the doctor has found an error (critical) or a warning"
+                severity, target = "that of the finding", "doctor.md"
+                summary = "A check with a heading on that page has found an error (critical) or a warning"
             rows.append(f"| [`{rule['alert']}`]({target}) | {severity} | {summary} |")
     return "\n".join(rows) + "\n"
 
@@ -507,28 +494,13 @@ def schemas() -> str:
     return "\n".join([*rows, FOLLOW]) + "\n"
 
 
-RUNBOOK = DOCS.parent / PACKAGE / "ops" / "checks" / "runbook"
-
-
-def runbook() -> dict[str, str]:
-    """Return a section for each check that Prometheus reports too, and a table of those that only the doctor runs."""
-    fast = [check.name for check in checks.CHECKS if check.is_fast]
-    names = [*_names(configuration), "database", *_names(*MODULES), *_names(redis_server), "celery", *_names(workers)]
-    texts = {path.stem: path.read_text() for path in RUNBOOK.glob("*.md")}
-    if different := {*names} ^ {*texts}:
-        raise SystemExit(f"{RUNBOOK.name} needs a file for each check, and no other: {', '.join(sorted(different))}")
-    rows = ["| check | fault | do |", "|---|---|---|"]
-    for name in dict.fromkeys(name for name in names if name not in fast):
-        fault, do = texts[name].strip().split("\n\n**Do:** ")
-        rows.append(f"| `{name}` | {fault} | {do} |")
-    return {
-        "runbook": "\n".join(f"### {name}\n\n{texts[name]}" for name in dict.fromkeys(fast)),
-        "checks of the doctor": "\n".join(rows) + "\n",
-    }
-
-
-def _names(*modules: ModuleType) -> list[str]:
-    return [value.name for module in modules for value in vars(module).values() if isinstance(value, Check)]
+def doctors_own_checks() -> str:
+    """Return the names of the checks that `/metrics` does not have, so that no alert names them."""
+    other_modules = [value for module in (redis_server, workers) for value in vars(module).values()]
+    others = [value for value in other_modules if isinstance(value, Check)]
+    names = ["database", *(check.name for check in (*checks.CHECKS, *others)), "celery"]
+    fast = {check.name for check in checks.CHECKS if check.is_fast}
+    return textwrap.fill(", ".join(f"`{name}`" for name in dict.fromkeys(names) if name not in fast), 120) + ".\n"
 
 
 def states() -> str:

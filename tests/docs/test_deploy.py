@@ -116,7 +116,7 @@ def test_the_doctor_s_page_makes_a_pod_like_the_worker_s(version):
 
 
 def test_pages_name_the_services_of_the_compose_file():
-    commands_shown = re.findall(r"docker compose (?:run|exec|logs|up)((?: [^\s#`]+)+)", TEXT)
+    commands_shown = re.findall(r"docker compose (?:run|exec|logs|up)((?: [^\s#`|]+)+)", TEXT)
     services = [[word for word in words.split() if not word.startswith("-")] for words in commands_shown]
     assert len(services) >= 4
     for words in services:

@@ -94,6 +94,20 @@ def test_a_command_that_is_advised_may_be_run_by_the_role_of_the_page(db, acting
     assert not re.search("42501|permission denied|lacks a privilege|must be owner", output), output
 
 
+def test_no_command_for_a_dropped_table_is_refused(db):
+    """`migrate` is, because it would make an empty table."""
+    db.run("DROP TABLE mailglass_handled_types")
+    section = PLACES[0].read_text().partition("### schema\n")[2].partition("\n##")[0]
+    advised = [command.strip() for command in COMMAND.findall(section)]
+    outputs = {
+        command: (result.stdout + result.stderr)
+        for command in ["migrate", *advised]
+        for result in [commands.run_unchecked(db, *shlex.split(command))]
+    }
+    assert advised
+    assert [command for command, output in outputs.items() if "nothing was changed" in output] == ["migrate"]
+
+
 def test_each_command_that_changes_something_has_one_role():
     """The page has it once."""
     text = (pages.ROOT / "docs/roles.md").read_text()

@@ -4,8 +4,9 @@ import json
 import re
 
 import pytest
-import reference
 
+import commands
+import pages
 import scraping
 from mailglass_reconcile import exposition
 from mailglass_reconcile.ops import checks
@@ -42,20 +43,31 @@ def test_every_incident_has_a_section_that_its_alert_names():
     cheap = list(dict.fromkeys(check.name for check in checks.CHECKS if check.is_fast))
     other_alerts = [rule["alert"] for rule in rules() if rule["alert"] != "MailglassReconcileFinding"]
     sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL))
-    assert [*sections] == [*cheap, *other_alerts]
-    assert all("**Do:**" in text for text in sections.values())
+    assert sorted(sections) == sorted([*cheap, *other_alerts])
     for rule in rules():
         anchor = rule["annotations"]["runbook_url"].removeprefix("docs/doctor.md#")
         assert anchor == (rule["alert"].lower() if rule["alert"] in other_alerts else "{{ $labels.check }}")
 
 
-def test_a_check_without_a_file_of_the_runbook_is_named(tmp_path, monkeypatch):
-    """So is a file without its check."""
-    for path in reference.RUNBOOK.iterdir():
-        (tmp_path / path.name.replace("triggers", "trigers")).write_text(path.read_text())
-    monkeypatch.setattr(reference, "RUNBOOK", tmp_path)
-    with pytest.raises(SystemExit, match="a file for each check, and no other: trigers, triggers"):
-        reference.runbook()
+def test_every_incident_names_a_command_that_exists():
+    """It stands in its section, or in the one above it, where all of the sections say to run what is printed."""
+    programs = {"docker compose", "createdb", "curl"} | {f"mailglass-reconcile {name}" for name in commands.SUBCOMMANDS}
+    without = []
+    for part in re.split(r"^## ", PAGE, flags=re.MULTILINE):
+        above, *sections = re.split(r"^### ", part, flags=re.MULTILINE)
+        said = above if "`->`" in above else ""
+        spans = [(section.partition("\n")[0], re.findall(r"`([^`\n]+)`", section + said)) for section in sections]
+        without += [name for name, texts in spans if not any(text.startswith(tuple(programs)) for text in texts)]
+    assert without == []
+
+
+def test_the_lines_that_an_incident_searches_the_log_for_are_logged():
+    """Each is a text of the package."""
+    package = "".join(path.read_text() for path in (pages.ROOT / "mailglass_reconcile").rglob("*.py"))
+    searched = re.findall(r"grep (?:-e )?'([^']+)'(?: -e '([^']+)')?", PAGE)
+    assert len(searched) == 5
+    for text in filter(None, (text for pair in searched for text in pair)):
+        assert text.rstrip(":") in package, text
 
 
 def test_a_summary_has_no_value_and_a_description_has_one():

@@ -71,7 +71,7 @@ def ok(message: str) -> Finding:
 
 
 def warning(message: str, remedy: str, because: tuple[str, ...] = ()) -> Finding:
-    """Return a finding about a problem that loses and delays nothing."""
+    """Return a finding about a problem of some events only, or that will become an error."""
     return Finding("", WARNING, with_local_names(message), with_local_names(remedy), because)
 
 
