@@ -1,4 +1,4 @@
-"""What the site has beyond the files of docs/: the README as first page, the changelog, and an example's page."""
+"""What the site has beyond the files of docs/: the README as first page, and the changelog."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mkdocs.structure.files import File, Files
 from mailglass_reconcile import __version__
 
 ROOT = Path(__file__).parents[1]
-GENERATED = {"index.md": "README.md", "changelog.md": "CHANGELOG.md", "ses.md": "examples/ses/README.md"}
+GENERATED = {"index.md": "README.md", "changelog.md": "CHANGELOG.md"}
 LOADED = re.compile(r"""<(?:script|img|iframe|link rel="stylesheet")[^>]* (?:src|href)="(?:https?:)?//[^"]*""")
 
 

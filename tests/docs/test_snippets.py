@@ -30,7 +30,10 @@ ELSEWHERE = {
     ("README.md", "console"): "test_stories.py",
     ("README.md", "python"): "test_stories.py",
     ("celery.md", "console"): "test_stories.py",
-    ("fastapi.md", "python"): "test_stories.py; those for async code stand in the example (test_pages.py)",
+    (
+        "fastapi.md",
+        "python",
+    ): "test_stories.py; those for async code and SES stand in the examples (test_pages.py, test_ses_example.py)",
     ("live-updates.md", "python"): "test_live_updates.py",
     ("order-status.md", "python"): "test_order_status.py",
     ("order-status.md", "sql"): "test_order_status.py",
@@ -197,7 +200,10 @@ postmark = types.SimpleNamespace(send=lambda *_: {{"MessageID": "m-1"}})
 address, when, webhook_id, message_id = "ada@example.com", dt.datetime.now(dt.UTC), "w-1", "m-1"
 """,
         """
-assert mounted == ["/webhooks"] and recorded[0].delivery_id
+assert mounted == ["/webhooks"] and recorded[0].event_id
+with engine.connect() as connection:
+    types = connection.execute(text("SELECT type FROM mailglass_events WHERE delivery_id IS NOT NULL")).scalars()
+    assert set(types) == {"dispatched", "delivered"}
 """,
     ),
     "providers.md": Frame(

@@ -1,6 +1,5 @@
 """`examples/ses`, with a server that answers as SES does, and notifications that are signed as SNS signs."""
 
-import configparser
 import importlib.util
 import json
 import re
@@ -16,7 +15,6 @@ from botocore import xform_name
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
-import pages
 import readme
 import senders
 from anymail_webhooks import ses_event
@@ -84,7 +82,7 @@ def test_a_bounce_is_shown_whichever_comes_first(shop, first):
 
 def test_the_readme_subscribes_to_every_event_that_is_read():
     """Its topic is the secret, and the destination leads to it."""
-    text = (readme.EXAMPLES / "ses" / "README.md").read_text()
+    text = "".join(block.text for block in readme.blocks_of("ses"))
     listed = re.search(r'"MatchingEventTypes": \[(.*?)\]', text, re.S)[1]
     kinds = {name.upper().replace(" ", "_") for name in ("Send", "Reject", "Bounce", "Complaint", "Delivery", "Open")}
     kinds |= {"CLICK", "RENDERING_FAILURE", "DELIVERY_DELAY", "SUBSCRIPTION"}
@@ -155,24 +153,5 @@ def test_the_consumer_leaves_a_message_in_the_queue_that_it_cannot_record(monkey
 
 
 def test_the_code_of_the_page_is_that_of_the_application():
-    (block,) = [block for block in pages.blocks(readme.EXAMPLES / "ses" / "README.md") if block.language == "python"]
+    (block,) = [block for block in readme.blocks_of("ses") if block.language == "python"]
     assert set(block.text.splitlines()) <= set((readme.EXAMPLES / "ses" / "shop.py").read_text().splitlines())
-
-
-def test_the_unit_of_the_page_starts_the_consumer_again_after_any_error():
-    (unit,) = [block.text for block in pages.blocks(readme.EXAMPLES / "ses" / "README.md") if "[Service]" in block.text]
-    parser = configparser.ConfigParser(interpolation=None)
-    parser.optionxform = str
-    parser.read_string(unit)
-    service = parser["Service"]
-    assert (service["User"], service["EnvironmentFile"]) == ("app", "/etc/mailglass.env")
-    assert (service["Restart"], parser["Install"]["WantedBy"]) == ("always", "multi-user.target")
-    (command,) = [command.text for command in readme.commands("ses") if command.text.endswith("012/mail")]
-    assert service["ExecStart"] == f"/opt/app/.venv/bin/{command}"
-
-
-def test_the_lines_of_cron_are_those_of_the_page_on_deployment():
-    """Another test runs them there."""
-    (lines,) = [block.text for block in pages.blocks(readme.EXAMPLES / "ses" / "README.md") if block.language == "cron"]
-    (run,) = [block.text for block in pages.blocks(pages.ROOT / "docs/production.md") if block.language == "cron"]
-    assert set(lines.splitlines()) < set(run.splitlines())

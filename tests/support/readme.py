@@ -18,14 +18,24 @@ from waiting import PATIENCE
 
 SHELL = re.compile(r"[|;&<>$]")
 EXAMPLES = Path(__file__).parents[2] / "examples"
+CHAPTERS = {"ses": ("fastapi.md", "Amazon SES")}
+"""Examples whose commands stand on a page."""
 FILES = tempfile.TemporaryDirectory()
 """Of the files that a README's commands make, until this process ends."""
 
 
 def commands(example: str) -> list[pages.Command]:
     """Return the commands of an example's README, in order."""
-    blocks = [block for block in pages.blocks(EXAMPLES / example / "README.md") if block.language == "console"]
+    blocks = [block for block in blocks_of(example) if block.language == "console"]
     return [command for block in blocks for command in pages.commands_with_output(block)]
+
+
+def blocks_of(example: str) -> list[pages.Block]:
+    """Return the blocks of an example's README, or of the page that has them."""
+    if example in CHAPTERS:
+        page, heading = CHAPTERS[example]
+        return pages.chapter(pages.ROOT / "docs" / page, heading)
+    return pages.blocks(EXAMPLES / example / "README.md")
 
 
 def command(example: str, *words: str) -> pages.Command:
