@@ -39,7 +39,7 @@ CODES = {
 }
 """Commands that the pages show failing; any other must end with 0."""
 
-WITH_COMPARED_OUTPUT = {("trouble.md", "explain"), ("trouble.md", "--dry-run --verbose"), ("trouble.md", "find -")}
+WITH_COMPARED_OUTPUT = {("trouble.md", "explain"), ("trouble.md", "reconcile link "), ("trouble.md", "find -")}
 """Commands whose output the pages show in full; numbers, ids and times may differ."""
 
 
