@@ -199,11 +199,11 @@ def canonical(provider: str) -> str:
     if provider in built_in():
         return provider
     name = provider.strip().lower()
-    return name if name in built_in() else _names_by_spelling().get(name, name)
+    return name if name in built_in() else names_by_spelling().get(name, name)
 
 
 @cache
-def _names_by_spelling() -> Mapping[str, str]:
+def names_by_spelling() -> Mapping[str, str]:
     """Return the canonical names by other spellings in lower case."""
     records = {name: provider_record for name in built_in() if (provider_record := record(name))}
     return {

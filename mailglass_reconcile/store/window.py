@@ -107,6 +107,20 @@ WITH of_window AS NOT MATERIALIZED (
     FROM orphan AS o JOIN {schema}.mailglass_open_orphan_ids AS k ON k.event_id = o.event_id
    WHERE :by_scans AND (SELECT bool_or(state = 'tenant_mismatch') FROM open_group) AND o.state = 'tenant_mismatch'
      AND (k.candidate_id, o.tenant_id) IN (SELECT provider_message_id, tenant_id FROM {schema}.mailglass_deliveries)
+-- By scans: the tenant mismatches that still name a delivery without a provider, or with theirs.
+), mismatched AS MATERIALIZED (
+  SELECT o.event_id
+    FROM orphan AS o JOIN {schema}.mailglass_open_orphan_ids AS k ON k.event_id = o.event_id
+   WHERE :by_scans AND (SELECT bool_or(state = 'tenant_mismatch') FROM open_group) AND o.state = 'tenant_mismatch'
+     AND k.candidate_id IN (SELECT provider_message_id FROM {schema}.mailglass_deliveries WHERE provider IS NULL)
+   UNION ALL
+  SELECT o.event_id
+    FROM orphan AS o JOIN {schema}.mailglass_open_orphan_ids AS k ON k.event_id = o.event_id
+   WHERE :by_scans AND (SELECT bool_or(state = 'tenant_mismatch') FROM open_group) AND o.state = 'tenant_mismatch'
+     AND (k.candidate_id, o.provider)
+         IN (SELECT provider_message_id,
+                    coalesce(CAST(:spellings AS jsonb) ->> lower(btrim(provider)), lower(btrim(provider)))
+               FROM {schema}.mailglass_deliveries)
 -- What is matched, each row in one branch.
 ), to_match AS MATERIALIZED (
   SELECT event_id, arrived_at, tenant_id, provider, state,
@@ -124,7 +138,7 @@ WITH of_window AS NOT MATERIALIZED (
     FROM orphan AS o
    WHERE :by_scans AND (SELECT bool_or(state = 'tenant_mismatch') FROM open_group) AND state = 'tenant_mismatch'
      AND NOT (is_first OR is_refused OR may_match)
-     AND NOT EXISTS (SELECT FROM named AS n WHERE n.event_id = o.event_id)
+     AND NOT EXISTS (SELECT FROM mismatched AS m WHERE m.event_id = o.event_id)
    UNION ALL
   -- Scalar subqueries, because the planner turns an EXISTS into one pass over all ids, however small the window. One
   -- for each state, on the index by hashes: with an OR, a tenant mismatch would read every delivery of its id.
@@ -152,6 +166,8 @@ WITH of_window AS NOT MATERIALIZED (
                          FROM {schema}.mailglass_open_orphan_ids AS k
                          JOIN {schema}.mailglass_deliveries AS d
                            ON hashtextextended(d.provider_message_id, 0) = hashtextextended(k.candidate_id, 0)
+                          AND coalesce(CAST(:spellings AS jsonb) ->> lower(btrim(d.provider)), lower(btrim(d.provider)),
+                                       o.provider) = o.provider
                         WHERE k.event_id = o.event_id LIMIT 1) IS NULL
                  END)
 -- Where the rotation of a part begins; what is limited goes by arrival.
@@ -447,6 +463,7 @@ def parameters(
         "grace_seconds": tx.settings.grace_seconds,
         "ranks": json.dumps(ranks),
         "any_rank": provider_rules.rank_of(None),
+        "spellings": json.dumps(dict(provider_rules.names_by_spelling())),
         "lowest_rank": lowest,
         "higher": array_literal(name for name, rank in ranks.items() if rank > lowest),
     }

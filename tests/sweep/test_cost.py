@@ -134,6 +134,20 @@ def test_webhooks_under_a_wrong_tenant_do_not_cost_each_delivery_of_their_campai
 
 
 @pytest.mark.usefixtures("path")
+def test_a_delivery_of_another_provider_keeps_no_tenant_mismatch(db):
+    """It has the event's id, which says nothing; spellings of the event's provider, and none, still do."""
+    for number, provider in enumerate(("ses", " PostMark ", None)):
+        factories.delivery(db, str(number), tenant_id="other", provider=provider)
+        factories.delivery(db, str(number), tenant_id="other", provider="postmark")
+        factories.orphan(db, postmark(str(number)))
+    assert reconcile().tenant_mismatch == 3
+    db.run("DELETE FROM mailglass_deliveries WHERE provider = 'postmark'")
+    result, cost = cost_of_a_sweep(db)
+    assert (result.unmatched, result.tenant_mismatch) == (1, 2)
+    assert cost["written"] == IN_THE_HISTORY + 1
+
+
+@pytest.mark.usefixtures("path")
 def test_a_tenant_mismatch_whose_other_delivery_is_gone_becomes_unmatched(db):
     for id_ in ("gone", "stays"):
         factories.delivery(db, id_, tenant_id="other")
