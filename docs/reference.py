@@ -622,6 +622,7 @@ GUIDES = {
     "link": "trouble.md#link-it-manually",
     "listen": "live-updates.md",
     "dispatch": "handlers.md",
+    "prune": "personal-data.md#retention",
     "receive": "record-and-receive.md#as-a-process",
     "trigger": "record-and-receive.md#try-it-on-localhost",
     "rekey": "own-provider.md",
@@ -631,58 +632,15 @@ GUIDES = {
 
 
 def subcommands() -> str:
-    """Return what each subcommand does, with its options and a guide, as sections of a page."""
-    parts = []
-    for name in command.list_commands(click.Context(command)):
-        subcommand = command.get_command(click.Context(command), name)
-        if subcommand is None:
-            continue
-        own = [param for param in _options(subcommand) if not _is_common(param)]
-        common = ", ".join(f"`{_usage(param)}`" for param in _options(subcommand) if _is_common(param))
-        options = "".join(f"- `{_usage(param)}`: {param.help}{_bounds(param)}\n" for param in own)
-        options += f"- {common}\n" if common else ""
-        usage = " ".join(["mailglass-reconcile", name, *["[OPTIONS]"] * bool(options), *_arguments(subcommand)])
-        more = f"More: [{GUIDES[name].partition('.')[0]}]({GUIDES[name]})\n\n" if name in GUIDES else ""
-        text = f"## {name}\n\n`{usage}`\n\n{inspect.cleandoc(subcommand.help or '')}\n\n{more}{options}"
-        parts.append(text.rstrip("\n") + "\n")
-    return "\n".join(parts)
-
-
-def _options(subcommand: click.Command) -> list[click.Option]:
-    return [param for param in subcommand.params if isinstance(param, click.Option) and not param.hidden]
-
-
-def _is_common(option: click.Option) -> bool:
-    """Return True for an option that the top of the page explains for all subcommands."""
-    return option.opts[0] in ("--json", "--tenant") or option.help == "Do not ask for confirmation."
-
-
-def _usage(option: click.Option) -> str:
-    """Return an option as it is written, with the words that it takes."""
-    if option.is_flag:
-        return option.opts[0]
-    if isinstance(option.type, click.Choice):
-        return f"{option.opts[0]} {'|'.join(map(str, option.type.choices))}"
-    return f"{option.opts[0]} {option.metavar or option.type.name.upper()}"
-
-
-def _bounds(option: click.Option) -> str:
-    """Return an option's default and the values that it takes, in brackets; nothing for a flag."""
-    bounds = []
-    if not option.is_flag and option.default is not None and not callable(option.default):
-        default = option.show_default if isinstance(option.show_default, str) else option.default
-        if isinstance(default, str | int | float) and not isinstance(default, bool):
-            bounds.append(f"default {default}")
-    if isinstance(option.type, click.IntRange | click.FloatRange):
-        low, high = (f"{bound:,}" if bound is not None else None for bound in (option.type.min, option.type.max))
-        bounds.append(f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}")
-    return f" ({', '.join(bounds)})" if bounds else ""
-
-
-def _arguments(subcommand: click.Command) -> list[str]:
-    arguments = [param for param in subcommand.params if isinstance(param, click.Argument)]
-    words = [(param.metavar or param.name or "").strip("[]").upper() for param in arguments]
-    return [word if param.required else f"[{word}]" for word, param in zip(words, arguments, strict=True)]
+    """Return a table of the subcommands, with the first sentence of each one's help and a guide."""
+    rows = ["| command | | guide |", "|---|---|---|"]
+    context = click.Context(command)
+    for name in command.list_commands(context):
+        if (subcommand := command.get_command(context, name)) is not None:
+            purpose = inspect.cleandoc(subcommand.help or "").partition("\n")[0]
+            guide = f"[{GUIDES[name].partition('.')[0]}]({GUIDES[name]})" if name in GUIDES else ""
+            rows.append(f"| `{name}` | {purpose} | {guide}{' ' * bool(guide)}|")
+    return "\n".join(rows) + "\n"
 
 
 if __name__ == "__main__":
