@@ -31,9 +31,6 @@ class SecretStore(Protocol):
     depends_on_tenant: bool
     """True if the tenant has to be known before a signature is verified."""
 
-    def may_have(self, provider: str) -> bool:
-        """Return True if there may be a secret for this provider; calls no function of the application."""
-
     def get(self, provider: str, tenant: str) -> Sequence[str]:
         """Return the secrets of a provider for a tenant; none if either is not known."""
 
@@ -50,9 +47,6 @@ class SharedSecrets:
             valid_secret = registry.validate_secret(provider, secret)
             self._by_provider.setdefault(provider_rules.canonical(provider), []).append(valid_secret)
 
-    def may_have(self, provider: str) -> bool:
-        return provider_rules.canonical(provider) in self._by_provider
-
     def get(self, provider: str, tenant: str = "") -> Sequence[str]:
         """Return a provider's secrets; none if the provider is not known."""
         return self._by_provider.get(provider_rules.canonical(provider), ())
@@ -65,9 +59,6 @@ class TenantSecrets:
 
     def __init__(self, by_tenant: Mapping[str, ProviderSecrets]) -> None:
         self._by_tenant = {tenant: SharedSecrets(_pairs(secrets)) for tenant, secrets in by_tenant.items()}
-
-    def may_have(self, provider: str) -> bool:
-        return any(secrets.may_have(provider) for secrets in self._by_tenant.values())
 
     def get(self, provider: str, tenant: str) -> Sequence[str]:
         """Return a tenant's secrets for a provider; none if the tenant is not known."""
@@ -82,9 +73,6 @@ class CallableSecrets:
     def __init__(self, function: SecretsFunction) -> None:
         self._function = function
         runtime.load_imports_once()  # now, as a stranger's request for an unknown provider must import nothing
-
-    def may_have(self, provider: str) -> bool:
-        return registry.is_known(provider)
 
     def get(self, provider: str, tenant: str) -> Sequence[str]:
         secrets = self._function(provider_rules.canonical(provider), tenant)
