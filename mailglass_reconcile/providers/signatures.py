@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mailglass_reconcile.errors import ConfigurationError, SignatureError, install_command
 from mailglass_reconcile.providers.wire import WebhookRequest, parse_epoch
+from mailglass_reconcile.rules.humanize import format_duration
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
@@ -32,6 +33,10 @@ MIN_SVIX_KEY_BYTES = 24
 
 MIN_HEADER_SECRET = 16
 """Least length of a secret that a static header repeats with each request."""
+
+
+class ClockError(SignatureError):
+    """A signature is right, and its time is too far from this machine's clock."""
 
 
 class SignedRequest(NamedTuple):
@@ -169,10 +174,10 @@ def verify_svix(request: WebhookRequest, secret: str, now: float) -> None:
     key = decode_svix_key(secret)
     prefix = "svix" if "svix-id" in request.headers else "webhook"
     id_, timestamp, signatures = (request.header(f"{prefix}-{name}") for name in ("id", "timestamp", "signature"))
-    check_timestamp(timestamp, now)
     expected = _svix_signature(key, id_, timestamp, request.body)
     signed = signatures.split(" ", MAX_SIGNATURES)
     require_match(any(constant_time_equal(signature, expected) for signature in signed))
+    check_timestamp(timestamp, now)
 
 
 def sign_svix(body: bytes, secret: str, at: float, url: str | None) -> SignedRequest:
@@ -191,10 +196,16 @@ SVIX = Authentication(Signature.OVER_BODY, verify_svix, decode_svix_key, sign_sv
 
 
 def check_timestamp(timestamp: str, now: float, seconds: float = MAX_SIGNATURE_AGE_SECONDS) -> None:
-    """Raise `SignatureError` unless a signature was made within *seconds* of now."""
+    """Raise `ClockError` unless a signature, which was found to be right, was made within *seconds* of now."""
     time = parse_epoch(timestamp)
-    if time is None or abs(now - time.timestamp()) > seconds:
-        raise SignatureError("the signature is too old, or from the future")
+    if time is None:
+        raise SignatureError("the signature has no time")
+    age = now - time.timestamp()
+    if abs(age) > seconds:
+        raise ClockError(
+            f"the signature is right, but its time is {format_duration(abs(age))} {'before' if age > 0 else 'after'}"
+            " this machine's clock: set the clock, unless the webhook is that old"
+        )
 
 
 def b64decode_or_reject(text: str | bytes) -> bytes:

@@ -17,7 +17,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import BodyTooLargeError, SignatureError, UnknownProviderError
 from mailglass_reconcile.providers import registry, sns
 from mailglass_reconcile.providers.certificates import CertificateSource
-from mailglass_reconcile.providers.signatures import Signature
+from mailglass_reconcile.providers.signatures import ClockError, Signature
 from mailglass_reconcile.providers.wire import WebhookRequest
 from mailglass_reconcile.receiver.admission import MethodNotAllowedError
 from mailglass_reconcile.receiver.secret_store import NO_SECRET
@@ -111,7 +111,7 @@ class IncomingWebhook:
             else:
                 self.is_verified = True
                 return
-        raise errors[0]
+        raise next((error for error in errors if isinstance(error, ClockError)), errors[0])
 
     def open(self) -> OpenedWebhook:
         """Verify the body, unless its sender has proved a secret before, and read it; it is forgotten afterwards.

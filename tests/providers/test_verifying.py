@@ -16,6 +16,7 @@ from mailglass_reconcile.providers import registry, sns
 from mailglass_reconcile.providers.certificates import CertificateStore
 from mailglass_reconcile.providers.records import scaleway, ses
 from mailglass_reconcile.providers.registry import PROVIDERS
+from mailglass_reconcile.rules.humanize import format_duration
 from mailglass_reconcile.webhooks import SignatureError, parse, verify
 from senders import (
     ARN,
@@ -190,8 +191,17 @@ def test_an_old_signature_is_refused_where_each_attempt_is_signed_anew(provider,
     if right:
         check(provider, request, now=now)
     else:
-        with pytest.raises(SignatureError, match="too old"):
+        duration = format_duration(abs(minutes) * 60)
+        with pytest.raises(SignatureError, match=f"{duration} {'before' if minutes > 0 else 'after'} this machine's"):
             check(provider, request, now=now)
+
+
+@pytest.mark.parametrize("provider", ["resend", "mailgun"])
+def test_a_wrong_signature_is_told_from_a_wrong_clock(provider):
+    """The clock is blamed only for what the provider has signed."""
+    wrong = {"resend": f"{SVIX_SECRET[:-1]}B", "mailgun": "another-key"}[provider]
+    with pytest.raises(SignatureError, match="does not match"):
+        check(provider, first(provider), now=NOW + dt.timedelta(hours=55), secret=wrong)
 
 
 @pytest.mark.parametrize("provider", [provider for provider in SIGNED if provider != "azure"])

@@ -1,5 +1,6 @@
 """Providers' secrets: their sources, several of one provider, and unusable ones."""
 
+import datetime as dt
 import re
 
 import pytest
@@ -11,9 +12,9 @@ from mailglass_reconcile import ConfigurationError
 from mailglass_reconcile.providers import wire
 from mailglass_reconcile.receiver.opening import IncomingWebhook
 from mailglass_reconcile.webhooks import SignatureError, receive, webhook_app
-from receivers import first, mount_receiver, post, setting
+from receivers import SECRETS, first, mount_receiver, now, post, setting
 from receivers import published as _published  # noqa: F401 - a fixture of every test
-from senders import AUTH, KEY
+from senders import AUTH, KEY, make_requests
 
 KEYS = {
     "sendgrid=RSA": lambda: f"sendgrid={senders.public(senders.sns_key())}",
@@ -30,6 +31,20 @@ def test_two_secrets_of_a_provider_are_both_accepted(db):
         shop = Starlette()
         shop.mount("/webhooks", webhook_app())
         assert [answer.status_code for answer in post(shop, "/webhooks/postmark", first("postmark"))] == [200]
+
+
+@pytest.mark.parametrize("provider", ["resend", "mailgun"])
+def test_a_wrong_clock_is_named_although_an_old_secret_is_still_listed(provider):
+    """Without it, the secret would be suspected."""
+    request = make_requests(provider, [senders.load_payloads(provider)[0].payload], at=now() - dt.timedelta(hours=55))[
+        0
+    ]
+    old, current = {"resend": senders.SVIX_SECRET[:-1] + "B", "mailgun": "an-old-key"}[provider], SECRETS[provider]
+    for secrets in ([old, current], [current, old]):
+        incoming = IncomingWebhook(provider, request.headers, secrets=secrets, url=None)
+        incoming.add_body(request.body)
+        with pytest.raises(SignatureError, match="is right, but its time is 2 days before this machine's clock: set"):
+            incoming.verify()
 
 
 def test_a_file_of_secrets_has_one_on_each_line(db, tmp_path):
