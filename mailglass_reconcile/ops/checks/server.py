@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from time import time
 
-from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok
+from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok, warning
+from mailglass_reconcile.rules.humanize import format_duration
 
 OLDEST_SERVER = 150_000
+MAX_CLOCK_DIFFERENCE_SECONDS = 30
+"""Some providers' signatures are refused from five minutes on."""
 
 _SERVER = """
 SELECT current_setting('server_version') AS version, current_setting('server_version_num')::integer AS number,
@@ -44,3 +48,19 @@ def server(context: CheckContext) -> Iterator[Finding]:
         )
     else:
         yield ok(f"PostgreSQL {row.version}")
+
+
+@check("clock")
+def clock(context: CheckContext) -> Iterator[Finding]:
+    """This machine's clock is that of the database; of the machines that receive webhooks, this says nothing."""
+    began = time()
+    databases: float = context.tx.execute("SELECT extract(epoch FROM clock_timestamp())::float8").scalar_one()
+    difference = (began + time()) / 2 - databases
+    if abs(difference) > MAX_CLOCK_DIFFERENCE_SECONDS:
+        yield warning(
+            f"the clock of this machine, where the doctor runs, is {format_duration(abs(difference))}"
+            f" {'ahead of' if difference > 0 else 'behind'} the database's",
+            "set the one that is wrong; if webhooks are received on another machine, run the doctor there, too",
+        )
+    else:
+        yield ok("the clock of this machine, where the doctor runs, is that of the database")

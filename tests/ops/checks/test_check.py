@@ -27,7 +27,7 @@ from recording import event, record
 
 pytestmark = pytest.mark.slow
 
-OF_THE_DATABASE = "server roles privileges schema names indexes triggers functions"
+OF_THE_DATABASE = "server clock roles privileges schema names indexes triggers functions"
 DISABLED = "ALTER TABLE mailglass_events DISABLE TRIGGER {}"
 OF_THE_RUNS = (
     "sweeps beat prune broadcasts linking tenants key_rules documents handlers handled_types reports nothing_links"

@@ -1,6 +1,7 @@
 """Faults of Postgres and of the settings, one at a time: the doctor names each within seconds."""
 
 import json
+import time
 import uuid
 
 import jsonschema
@@ -13,7 +14,7 @@ import commands
 import mailglass_reconcile
 from diagnosing import heal, report, use_settings, worst_finding
 from mailglass_reconcile import runtime
-from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
+from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, server
 from mailglass_reconcile.ops.status import load_problems
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
@@ -137,6 +138,17 @@ def test_a_database_that_takes_no_writes(db):
     heal(db, f"SET default_transaction_read_only = off; {finding.remedy}")
     db.engine.dispose()
     assert worst_finding("server").status == OK
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(55 * 3_600, "2 days ahead of"), (-40, "40 seconds behind")])
+def test_a_clock_that_differs_from_the_databases(db, monkeypatch, seconds, words):
+    """It is that of the doctor's own machine, which the finding says; a receiver may have another one."""
+    monkeypatch.setattr(server, "time", lambda: time.time() + seconds)
+    finding = worst_finding("clock")
+    assert finding.status == WARNING
+    assert finding.message == f"the clock of this machine, where the doctor runs, is {words} the database's"
+    monkeypatch.setattr(server, "time", lambda: time.time() + 20)
+    assert worst_finding("clock").status == OK
 
 
 def test_a_database_that_is_a_stand_by(redis_url):
