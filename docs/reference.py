@@ -637,7 +637,7 @@ def subcommands() -> str:
     context = click.Context(command)
     for name in command.list_commands(context):
         if (subcommand := command.get_command(context, name)) is not None:
-            purpose = inspect.cleandoc(subcommand.help or "").partition("\n")[0]
+            purpose = sentences(inspect.cleandoc(subcommand.help or "").partition("\n")[0].rstrip("."))
             guide = f"[{GUIDES[name].partition('.')[0]}]({GUIDES[name]})" if name in GUIDES else ""
             rows.append(f"| `{name}` | {purpose} | {guide}{' ' * bool(guide)}|")
     return "\n".join(rows) + "\n"
