@@ -265,7 +265,7 @@ def blocks() -> dict[str, str]:
         "checks of the doctor": doctors_own_checks(),
         "states": states(),
         **{name: reports(registry.get_provider(name)) for name in registry.PROVIDERS},
-        **{f"measured {name}": measured(name) for name in ("calls", "sweep", "backlog", "sizing")},
+        "measured answers": measured_answers(),
         "measured costs": measured_costs(),
     }
 
@@ -275,29 +275,59 @@ def two_columns(first: str, second: str, rows: Mapping[str, str]) -> str:
     return f"| {first} | {second} |\n|---|---|\n" + "".join(f"| {key} | {value} |\n" for key, value in rows.items())
 
 
-def measured(part: str) -> str:
-    """Return the figures of a part of the benchmark, as its last published run measured them."""
-    run = json.loads(FIGURES.read_text())[part]
-    about = run["about"].partition(" (")[0]
-    is_compared = any("ratio" in figure for figure in run["figures"])
-    head = ["", "measured", "compared with", "ratio"] if is_compared else ["", "measured"]
-    rows = [f"Measured on {run['date']}, {about}:\n", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for figure in run["figures"]:
-        cells = [figure["name"], f"{number(figure['value'])} {figure['unit']}", "", ""]
-        if "ratio" in figure:
-            cells[2] = f"{figure['other']}: {number(figure['other_value'])}"
-            spread = f" ({number(figure['lowest'])} to {number(figure['highest'])})" if "lowest" in figure else ""
-            cells[3] = f"{number(figure['ratio'])}{spread}"
-        rows.append(f"| {' | '.join(cells[: len(head)])} |")
-    return "\n".join(rows) + "\n"
+ON_DISK = "a message with two webhook events: on disk"
+MAILGLASS_LINKS = "tables Mailglass's: links"
+
+
+def load_figures() -> dict[str, dict[str, Any]]:
+    """Return the figures of the benchmark's last published runs, by name."""
+    parts = json.loads(FIGURES.read_text()).values()
+    return {figure["name"]: figure for part in parts for figure in part["figures"]}
+
+
+def measured_answers() -> str:
+    """Return what calls, sweeps and messages cost, as the last published runs of the benchmark measured it."""
+    figures = load_figures()
+
+    def value(name: str) -> str:
+        return number(figures[name]["value"])
+
+    def call(name: str) -> str:
+        text = f"{value(name)} ms, {figures[name]['ratio']:.1f} times as long as the same work by hand"
+        bare = figures.get(f"{name}, beside what leaves the race open")
+        return text + (
+            f", {bare['ratio']:.1f} times as long as a bare INSERT, which leaves the race open" if bare else ""
+        )
+
+    def rows(name: str) -> str:
+        return f"{value(name)} a second, {figures[name]['ratio']:.2f} times as many as by hand"
+
+    unmatched, backlog = "tables made here: {} sweep of 200,000 unmatched", "200,000 orphans, {}"
+    return two_columns(
+        "what",
+        "cost",
+        {
+            "A webhook whose delivery exists": call("a webhook whose delivery exists"),
+            "A webhook that is too early": call("a webhook that is too early"),
+            "A send": call("a send"),
+            "A send of 1,000 recipients": rows("a send of 1,000 recipients"),
+            "A webhook of 500 events": rows("a webhook of 500 events whose deliveries exist"),
+            "A backlog of 200,000 events": f"{value(backlog.format('one process'))} links a second with one process,"
+            f" {value(backlog.format('two processes'))} with two",
+            "The same on Mailglass's tables": f"{value(MAILGLASS_LINKS)} links a second",
+            "200,000 events that match nothing": f"{value(unmatched.format('the first'))} s in the first sweep,"
+            f" {value(unmatched.format('a later'))} s in each later one",
+            "A message with two webhook events": f"{value(ON_DISK)} kB of disk",
+            "A million messages, as WAL": f"{value('a day: WAL of recording')} GB, without full pages",
+        },
+    )
 
 
 def measured_costs() -> str:
     """Return what a call and a message cost, in one sentence."""
-    parts = json.loads(FIGURES.read_text())
-    figures = {figure["name"]: figure for part in parts.values() for figure in part["figures"]}
+    figures = load_figures()
     webhook, send = figures["a webhook whose delivery exists"], figures["a send"]
-    disk = figures["a message with two webhook events: on disk"]["value"]
+    disk = figures[ON_DISK]["value"]
     text = (
         f"A webhook costs {webhook['value']:.1f} ms and a send {send['value']:.1f} ms on two slow cores,"
         f" {webhook['ratio']:.1f} and {send['ratio']:.1f} times as much as the same work written by hand."
