@@ -87,6 +87,10 @@ def sweep(
         raise click.UsageError("--verbose needs --dry-run")
     if verbose and as_json:
         raise click.UsageError("--verbose and --json exclude each other")
+    if event is not None and any(option is not None for option in (tenant, limit, delivery, provider, since, until)):
+        raise click.UsageError("--event excludes --tenant, --limit, --delivery, --provider, --since and --until")
+    if delivery is not None and tenant is not None:
+        raise click.UsageError("--delivery and --tenant exclude each other")
     if not dry_run:
         registration.register_before_sweep(runtime.database())
     show = _show if verbose else None

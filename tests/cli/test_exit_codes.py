@@ -72,6 +72,10 @@ CASES = [
     misused("sweep --dry-run --verbose --json", "--verbose and --json exclude each other"),
     *(misused(f"sweep {target}", "no terminal to confirm on: pass --yes, or --dry-run to see what would be linked")
       for target in (f"--event {NOBODY}", "--provider postmark", "--since 0s", "--until 0s")),
+    *(misused(f"sweep --event {NOBODY} --yes {other}",
+              "--event excludes --tenant, --limit, --delivery, --provider, --since and --until")
+      for other in ("--tenant a", "--limit 1", f"--delivery {NOBODY}", "--provider ses", "--since 0s", "--until 0s")),
+    misused(f"sweep --delivery {NOBODY} --tenant acme", "--delivery and --tenant exclude each other"),
     fails(f"sweep --event {NOBODY} --yes", f"...{NOBODY}..."),
     fails(f"sweep --delivery {NOBODY} --yes", f"...{NOBODY}..."),
     prints("sweep --provider ses --yes", "nothing to link: no open event is selected"),
