@@ -24,7 +24,6 @@ from unittest.mock import Mock
 
 import click
 import json_schemas
-import yaml
 from prometheus_client.core import Metric
 
 from bench.results import number
@@ -261,7 +260,6 @@ def blocks() -> dict[str, str]:
             family for family in receiver_metrics.families({}) if family.name != f"{exposition.PREFIX}messages"
         ),
         "instruments": instruments(),
-        "alerts": alerts(),
         "checks of the doctor": doctors_own_checks(),
         "states": states(),
         **{name: reports(registry.get_provider(name)) for name in registry.PROVIDERS},
@@ -442,23 +440,23 @@ EMPTY = MetricsSnapshot(
 
 
 def metrics(families: Iterable[Metric]) -> str:
-    """Return each metric with its labels and its help."""
-    rows = ["| metric | labels | |", "|---|---|---|"]
+    """Return each metric with its labels; a scrape has its help."""
+    rows = ["| metric | labels |", "|---|---|"]
     for family in families:
         name = f"{family.name}_total" if family.type == "counter" else family.name
         labels = ", ".join(f"`{label}`" for label in family._labelnames)
-        rows.append(f"| `{name}` | {labels}{' ' * bool(labels)}| {sentences(family.documentation)} |")
+        rows.append(f"| `{name}` | {labels}{' ' * bool(labels)}|")
     return "\n".join(rows) + "\n"
 
 
 def instruments() -> str:
-    """Return each instrument of OpenTelemetry with its description."""
+    """Return each instrument of OpenTelemetry; an exporter has its description."""
     meter = Mock()
     telemetry.make_instruments(meter)
-    rows = ["| instrument | kind | |", "|---|---|---|"]
-    for call, (name, unit, description), _ in meter.mock_calls:
+    rows = ["| instrument | kind |", "|---|---|"]
+    for call, (name, unit, _), _ in meter.mock_calls:
         kind = "histogram, s" if unit == "s" else call.removeprefix("create_")
-        rows.append(f"| `{name}` | {kind} | {sentences(description)} |")
+        rows.append(f"| `{name}` | {kind} |")
     return "\n".join(rows) + "\n"
 
 
@@ -478,20 +476,6 @@ NEWEST = {
     "cryptography": "50.0",
 }
 """The newest version that CI runs; of servers the lowest too."""
-
-
-def alerts() -> str:
-    """Return the rules of Prometheus, each with its severity, its summary and its section of the doctor's page."""
-    rows = ["| alert | severity | it means |", "|---|---|---|"]
-    for group in yaml.safe_load((DOCS / "monitoring" / "alerts.yml").read_text())["groups"]:
-        for rule in group["rules"]:
-            severity, summary = rule["labels"]["severity"], rule["annotations"]["summary"]
-            target = rule["annotations"]["runbook_url"].removeprefix("docs/")
-            if "{{" in severity:
-                severity, target = "that of the finding", "doctor.md"
-                summary = "A check with a heading on that page has found an error (critical) or a warning"
-            rows.append(f"| [`{rule['alert']}`]({target}) | {severity} | {summary} |")
-    return "\n".join(rows) + "\n"
 
 
 def versions() -> str:
