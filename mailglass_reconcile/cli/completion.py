@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from mailglass_reconcile.errors import UnknownProviderError
-from mailglass_reconcile.providers import registry
+from mailglass_reconcile.providers import registry, samples
 from mailglass_reconcile.rules.event_types import TYPES
 
 
@@ -25,4 +25,5 @@ def complete_sample_type(context: click.Context, parameter: click.Parameter, inc
         record = registry.get_provider(context.params["provider"])
     except UnknownProviderError:
         return []
-    return [] if record.has_private_key else [type_ for type_ in record.table.names() if type_.startswith(incomplete)]
+    types = [] if record.has_private_key else samples.load_samples(record.name)
+    return [type_ for type_ in types if type_.startswith(incomplete)]

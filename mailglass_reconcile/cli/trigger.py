@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 
 import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.completion import complete_provider, complete_sample_type
 from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError, UnknownProviderError
-from mailglass_reconcile.providers import registry, sender
+from mailglass_reconcile.providers import registry, samples, sender
 from mailglass_reconcile.receiver import secret_store
 from mailglass_reconcile.receiver.opening import public_url
 from mailglass_reconcile.rules import provider_rules
@@ -41,13 +42,13 @@ def trigger(provider: str, type_: str, message_id: str, url: str | None, recipie
     except UnknownProviderError:
         raise click.UsageError(f"no such provider; known providers: {', '.join(registry.PROVIDERS)}") from None
     name = provider_rules.canonical(provider)
-    if record.has_private_key:
+    sign = record.authentication.sign
+    if sign is None:
         raise ConfigurationError(_no_sample(name))
-    at = dt.datetime.now(dt.UTC)
-    samples = record.samples(message_id, recipient, at)
-    if type_ not in samples:
-        suggestion = did_you_mean(type_, samples, " ({})")
-        raise click.UsageError(f"{name} sends no such type{suggestion}; it can send: {', '.join(sorted(samples))}")
+    types = sorted(samples.load_samples(name))
+    if type_ not in types:
+        suggestion = did_you_mean(type_, types, " ({})")
+        raise click.UsageError(f"{name} sends no such type{suggestion}; it can send: {', '.join(types)}")
     secrets = secret_store.from_setting(runtime.get_settings()).get(provider)
     if not secrets:
         raise ConfigurationError(f"{secret_store.SETTING} has no secret for {name}")
@@ -55,7 +56,9 @@ def trigger(provider: str, type_: str, message_id: str, url: str | None, recipie
     address, option = (public_address, "MAILGLASS_WEBHOOK_URL") if url is None else (url, "--to")
     if address is None:
         raise click.UsageError("give the webhook's URL with --to, or set MAILGLASS_WEBHOOK_URL")
-    request = record.sign(samples[type_], secrets[0], at.timestamp(), public_address or address)
+    at = dt.datetime.now(dt.UTC)
+    body = json.dumps(samples.make_sample(name, type_, message_id, recipient, at)).encode()
+    request = sign(body, secrets[0], at.timestamp(), public_address or address)
     try:
         status, response = sender.post(address, request, option)
     except ValueError:

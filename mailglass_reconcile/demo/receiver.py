@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import json
 import os
 import secrets
 import signal
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from mailglass_reconcile.demo.scenario import Mail
-from mailglass_reconcile.providers import registry
+from mailglass_reconcile.providers import samples, signatures
 from mailglass_reconcile.providers.signatures import SignedRequest
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.testing.processes import ENDING_SIGNALS, Process
@@ -44,10 +45,12 @@ class ReceiverProcess(Process):
     def post(self, mail: Mail, type_: str) -> None:
         """Post an event of *mail*'s provider to the path of its tenant."""
         now, name = dt.datetime.now(dt.UTC), provider_rules.canonical(mail.provider)
-        record = registry.get_provider(name)
-        payload = record.table.make_sample(record.table.names()[type_], mail.reported_id, None, now)
-        (body,) = record.bodies([payload | ({"Tag": mail.name} if name == "postmark" else {"category": mail.name})])
-        signed = record.sign(body, self._login, now.timestamp()) if name == "postmark" else self._sign(body, now)
+        sample = samples.make_sample(name, type_, mail.reported_id, None, now)
+        if name == "postmark":
+            body = json.dumps(sample | {"Tag": mail.name}).encode()
+            signed = signatures.sign_basic(body, self._login, now.timestamp(), None)
+        else:
+            signed = self._sign(json.dumps([sample[0] | {"category": mail.name}]).encode(), now)
         url = f"http://{HOST}:{self._port}/{mail.tenant_id}/{name}"
         request = urllib.request.Request(url, signed.body, dict(signed.headers))
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):  # noqa: S310 - raises unless it is answered 2xx

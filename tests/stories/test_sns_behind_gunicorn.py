@@ -18,7 +18,7 @@ import pytest
 
 import processes
 import senders
-from mailglass_reconcile.providers import registry
+from mailglass_reconcile.providers import samples
 from processes import Process
 from receivers import now
 from senders import CERTIFICATE_URL, Posted
@@ -57,8 +57,8 @@ def children(process: Process) -> list[int]:
 
 def notification(number: int, certificate_url: str) -> Posted:
     """Return a notification of one delivery; the URL of its certificate is not signed."""
-    body = registry.get_provider("ses").samples(f"m-{number}", None, now())["delivered"]
-    request = senders.notification("ses", {"Type": "Notification", "Message": body.decode()})
+    event = samples.make_sample("ses", "delivered", f"m-{number}", None, now())
+    request = senders.notification("ses", {"Type": "Notification", "Message": json.dumps(event)})
     return request._replace(body=request.body.replace(CERTIFICATE_URL.encode(), certificate_url.encode()))
 
 

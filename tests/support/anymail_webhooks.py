@@ -1,12 +1,11 @@
-"""Webhooks to Anymail's views: samples from our providers' records, and events of SES, whose record makes none."""
+"""Webhooks to Anymail's views: our samples, and events of SES for several recipients."""
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import senders
-from mailglass_reconcile.providers import registry
-from mailglass_reconcile.providers.provider import EventTable
+from mailglass_reconcile.providers import samples
 from mailglass_reconcile.rules.provider_rules import canonical
 from senders import Payload
 
@@ -50,30 +49,28 @@ class AnymailProvider:
     @property
     def batches(self) -> bool:
         """True if one request carries several events."""
-        return bool(registry.get_provider(self.name).batch)
-
-    @property
-    def _table(self) -> EventTable:
-        return registry.get_provider(self.name).table
+        return self.name in senders.BATCHES
 
     @property
     def types(self) -> Sequence[str]:
         """The types of the provider's events."""
-        return list(SES_EVENTS if self is SES else self._table.names())
+        return list(SES_EVENTS if self is SES else samples.load_samples(self.name))
 
     def event(self, type_: str, message_id: str | int, to: str | Sequence[str], n: float) -> Payload:
         """Return the payload of an event, *n* seconds after `BEGIN`; SES and Resend name all recipients."""
         at = dt.datetime.fromtimestamp(BEGIN + n, dt.UTC)
         if self is SES:
             return ses_event(SES_EVENTS[type_], str(message_id), [to] if isinstance(to, str) else to, at)
-        payload = self._table.make_sample(self._table.names()[type_], message_id, to, at)  # type: ignore[arg-type]
+        payload = senders.first_payload(samples.make_sample(self.name, type_, str(message_id), str(to), at))
         if self is SENDGRID:
             payload["anymail_id"] = message_id
+        if self is RESEND:
+            payload["data"]["to"] = [to] if isinstance(to, str) else list(to)
         return payload
 
     def requests(self, payloads: Sequence[Payload]) -> list[Payload]:
         """Return the requests of some events, as arguments of Django's test client."""
-        bodies = registry.get_provider(self.name).bodies(payloads)
+        bodies = senders.make_bodies(self.name, payloads)
         return [senders.sign_request(self.name, body).for_anymail(self.path) for body in bodies]
 
 

@@ -1,1 +1,1 @@
-"""One module per provider, by its canonical name: verifying and reading its webhooks."""
+"""One module per provider, by its canonical name: verifying and reading its webhooks; beside it are samples of them."""
