@@ -1,17 +1,13 @@
-"""The record of a provider: its facts, and the table that parses its events and makes samples of them."""
+"""The record of a provider: its facts, and the table that parses its events."""
 
 from __future__ import annotations
 
-import copy
-import datetime as dt
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.providers import wire
-from mailglass_reconcile.providers.signatures import Authentication, Signature, SignedRequest
+from mailglass_reconcile.providers.signatures import Authentication, Signature
 from mailglass_reconcile.providers.sns import NotificationService
 from mailglass_reconcile.providers.wire import WebhookRequest
 from mailglass_reconcile.rules.events import Bounce, WebhookEvent
@@ -32,13 +28,11 @@ class EventKind(NamedTuple):
         type: Our event type, which is Anymail's.
         reason: Why a message was rejected or bounced.
         bounce: `hard` or `soft` for a bounce, if known.
-        payload: Values that distinguish such a payload, for samples.
     """
 
     type: str
     reason: str | None = None
     bounce: Bounce | None = None
-    payload: Payload = MappingProxyType({})
 
 
 NO_EVENT = EventKind("")
@@ -46,36 +40,18 @@ NO_EVENT = EventKind("")
 UNKNOWN = EventKind("unknown")
 
 
-@dataclass(frozen=True, slots=True)
-class PayloadField:
-    """A value of a payload: the function that reads it, and its place and form in a sample."""
-
-    read: ValueFunction
-    path: tuple[str, ...] | Callable[[str], tuple[str, ...]] = ()
-    """The path in a sample: one for all rows of the table, or a function of the row's name."""
-    write: ValueFunction = lambda value: value
-
-
-FieldSource = str | tuple[str, ...] | ValueFunction | PayloadField | None
+FieldSource = str | tuple[str, ...] | ValueFunction
 """The source of a value: a path such as `msg/email`, several paths (the first with a value counts), or a function."""
 
 
-def to_field(source: FieldSource) -> PayloadField:
-    """Return the field for a source."""
-    if isinstance(source, PayloadField):
-        return source
-    if source is None:
-        return PayloadField(lambda _: None)
+def to_reader(source: FieldSource) -> ValueFunction:
+    """Return the function that reads a value from a payload."""
     if isinstance(source, str):
-        path = tuple(source.split("/"))
-        return PayloadField(_reader(path), path)
+        return _reader(tuple(source.split("/")))
     if isinstance(source, tuple):
-        paths = [tuple(path.split("/")) for path in source]
-        readers = [_reader(path) for path in paths]
-        return PayloadField(
-            lambda payload: next((value for read in readers if (value := read(payload))), None), paths[0]
-        )
-    return PayloadField(source)
+        readers = [to_reader(path) for path in source]
+        return lambda payload: next((value for read in readers if (value := read(payload))), None)
+    return source
 
 
 def _reader(path: tuple[str, ...]) -> ValueFunction:
@@ -85,29 +61,20 @@ def _reader(path: tuple[str, ...]) -> ValueFunction:
     return lambda payload: wire.get_path(payload, *path)
 
 
-def epoch_field(path: str, per_second: int = 1, *, write: type = int) -> PayloadField:
-    """Return a field for a Unix timestamp; *per_second* is 1,000 for milliseconds."""
-    return PayloadField(
-        lambda payload: wire.parse_epoch(payload.get(path), per_second),
-        (path,),
-        lambda at: write(int(at.timestamp() * per_second)),
-    )
+def epoch_field(path: str) -> ValueFunction:
+    """Return a function that reads a Unix timestamp."""
+    return lambda payload: wire.parse_epoch(payload.get(path))
 
 
-def iso_field(*paths: str) -> PayloadField:
-    """Return a field for a time in ISO 8601, in UTC if it names no zone."""
-    read = to_field(paths)
-    return PayloadField(lambda payload: wire.parse_iso(read.read(payload)), read.path, dt.datetime.isoformat)
-
-
-def computed_field(function: ValueFunction, path: str, write: ValueFunction = lambda value: value) -> PayloadField:
-    """Return a field that a function reads; a sample has it at *path*."""
-    return PayloadField(function, tuple(path.split("/")), write)
+def iso_field(*paths: str) -> ValueFunction:
+    """Return a function that reads a time in ISO 8601, in UTC if it names no zone."""
+    read = to_reader(paths)
+    return lambda payload: wire.parse_iso(read(payload))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EventTable:
-    """Parses the payload of one event, and makes samples.
+    """Parses the payload of one event.
 
     Attributes:
         kind: The provider's name of the event, which selects the row.
@@ -122,35 +89,32 @@ class EventTable:
         smtp_message_id: The Message-ID header, or another id that a sender over SMTP knows.
         tags: The message's tags.
         metadata: Returns further metadata for the ledger, without personal data.
-        sample: Values that every sample has.
     """
 
     kind: FieldSource
     kinds: Mapping[str, EventKind]
     refine: Callable[[Any, EventKind], EventKind] | None = None
-    at: FieldSource = None
-    id: FieldSource = None
+    at: FieldSource | None = None
+    id: FieldSource | None = None
     digest_source: ValueFunction | None = None
-    message_id: FieldSource = None
-    recipient: FieldSource = None
-    reply: FieldSource = None
-    smtp_message_id: FieldSource = None
-    tags: FieldSource = None
+    message_id: FieldSource | None = None
+    recipient: FieldSource | None = None
+    reply: FieldSource | None = None
+    smtp_message_id: FieldSource | None = None
+    tags: FieldSource | None = None
     metadata: ValueFunction | None = None
-    sample: Payload = field(default_factory=dict)
-    _fields: Mapping[str, PayloadField] = field(init=False, repr=False, default_factory=dict)
-    _readers: Sequence[tuple[str, ValueFunction]] = field(init=False, repr=False, default=())
+    _read_kind: ValueFunction = field(init=False, repr=False)
+    _readers: Sequence[tuple[str, ValueFunction]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        names = ("kind", "at", "id", "message_id", "recipient", "reply", "smtp_message_id", "tags")
-        object.__setattr__(self, "_fields", {name: to_field(getattr(self, name)) for name in names})
-        present = (name for name in names[1:] if getattr(self, name) is not None)
-        readers = [(name, self._fields[name].read) for name in present]
-        object.__setattr__(self, "_readers", [*readers, ("metadata", self.metadata)] if self.metadata else readers)
+        names = ("at", "id", "message_id", "recipient", "reply", "smtp_message_id", "tags", "metadata")
+        sources = ((name, getattr(self, name)) for name in names)
+        object.__setattr__(self, "_read_kind", to_reader(self.kind))
+        object.__setattr__(self, "_readers", [(name, to_reader(source)) for name, source in sources if source])
 
     def row_of(self, payload: Payload) -> str:
         """Return the name of a payload's row, or an empty string."""
-        name = self._fields["kind"].read(payload)
+        name = self._read_kind(payload)
         return name if isinstance(name, str) else ""
 
     def read(self, payload: Payload, request_id: str | None = None, **more: Any) -> WebhookEvent | None:
@@ -179,44 +143,6 @@ class EventTable:
             bounce=kind.bounce,
             **values,
         )
-
-    def names(self) -> dict[str, str]:
-        """Return the name of the first row of each type, from which samples are made."""
-        names: dict[str, str] = {}
-        for name, kind in self.kinds.items():
-            if kind.type not in ("", "unknown"):
-                names.setdefault(kind.type, name)
-        return names
-
-    def make_sample(self, name: str, message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
-        """Return a payload of the row *name* about a message and a recipient, at a time."""
-        values = {
-            "kind": name,
-            "at": at,
-            "id": wire.digest([name, message_id, recipient, at])[:24],
-            "message_id": message_id,
-            "recipient": recipient,
-        }
-        payload: dict[str, Any] = {}
-        for part in (self.sample, self.kinds[name].payload):
-            _merge(payload, copy.deepcopy(dict(part)))
-        for field_name, value in values.items():
-            target = self._fields[field_name]
-            nested: Any = target.write(value)
-            path = target.path(name) if callable(target.path) else target.path
-            for key in reversed(path):
-                nested = {key: nested}
-            if path:
-                _merge(payload, nested)
-        return payload
-
-
-def _merge(payload: dict[str, Any], values: Mapping[str, Any]) -> None:
-    for key, value in values.items():
-        if isinstance(value, dict) and isinstance(payload.get(key), dict):
-            _merge(payload[key], value)
-        else:
-            payload[key] = value
 
 
 def _only_object(request: WebhookRequest) -> Iterable[Any]:
@@ -247,8 +173,6 @@ class Provider:
         request_id: Returns the id of a webhook, if that is the id of its event.
         table: Reads one element.
         events: Reads one element where a table is not enough, such as for several recipients.
-        batch: Returns the body that carries several payloads; None if each payload has its own request.
-        wrap: Returns the body that carries one payload, if that is not the payload itself.
     """
 
     name: str
@@ -268,10 +192,8 @@ class Provider:
     handshake: Callable[[WebhookRequest], str | None] | None = None
     elements: Callable[[WebhookRequest], Iterable[Any]] = _only_object
     request_id: Callable[[WebhookRequest], str | None] | None = None
-    table: EventTable = EventTable(kind=None, kinds={})
+    table: EventTable = EventTable(kind="", kinds={})
     events: Callable[[Any, str | None], Iterable[WebhookEvent]] | None = None
-    batch: Callable[[Sequence[Payload]], Any] | None = None
-    wrap: Callable[[Payload], Any] | None = None
 
     @property
     def signature(self) -> Signature:
@@ -280,7 +202,7 @@ class Provider:
 
     @property
     def has_private_key(self) -> bool:
-        """True if only the provider can sign a webhook, so that we cannot make a sample."""
+        """True if only the provider can sign a webhook, so that we cannot send a sample."""
         return self.authentication.sign is None
 
     def read(self, element: Any, request_id: str | None) -> Sequence[WebhookEvent]:
@@ -289,25 +211,3 @@ class Provider:
             return list(self.events(element, request_id))
         event = self.table.read(wire.require_object(element, "the event"), request_id)
         return () if event is None else (event,)
-
-    def bodies(self, payloads: Sequence[Payload]) -> list[bytes]:
-        """Return the unsigned bodies that carry some payloads: one body if the provider sends batches."""
-        contents: Sequence[Any] = payloads
-        if self.batch:
-            contents = [self.batch(payloads)]
-        elif self.wrap:
-            contents = [self.wrap(payload) for payload in payloads]
-        return [json.dumps(content).encode() for content in contents]
-
-    def samples(self, message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, bytes]:
-        """Return an unsigned body for each type, as the provider sends it."""
-        return {
-            type_: self.bodies([self.table.make_sample(name, message_id, recipient, at)])[0]
-            for type_, name in self.table.names().items()
-        }
-
-    def sign(self, body: bytes, secret: str, at: float, url: str | None = None) -> SignedRequest:
-        """Return the request for a body, signed with *secret* at a time in seconds since 1970."""
-        if self.authentication.sign is None:
-            raise ValueError(f"{self.title} signs with a private key")
-        return self.authentication.sign(body, secret, at, url)

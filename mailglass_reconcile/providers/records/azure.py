@@ -16,7 +16,7 @@ from typing import Any
 
 from mailglass_reconcile.errors import ConfigurationError, SignatureError
 from mailglass_reconcile.providers import signatures, sns, wire
-from mailglass_reconcile.providers.provider import NO_EVENT, EventKind, EventTable, PayloadField, Provider
+from mailglass_reconcile.providers.provider import NO_EVENT, EventKind, EventTable, Provider
 from mailglass_reconcile.providers.signatures import Authentication, Signature, SignedRequest
 from mailglass_reconcile.providers.wire import WebhookRequest, get_path
 from mailglass_reconcile.rules.smtp import smtp_status
@@ -103,17 +103,6 @@ def _validation(request: WebhookRequest) -> object:
     return next((event.get("data") for event in events if _type(event) == _VALIDATION), None)
 
 
-def _row(
-    type_: str, status: str, reason: str | None = None, bounce: Any = None, **data: object
-) -> tuple[str, EventKind]:
-    return status.lower(), EventKind(type_, reason, bounce, {"eventType": _REPORT, "data": {"status": status, **data}})
-
-
-_REFUSED = {
-    "deliveryStatusDetails": {"statusMessage": "550 5.7.1 refused", "recipientMailServerHostName": "mx.example"}
-}
-
-
 PROVIDER = Provider(
     name="azure",
     title="Azure Communication Services",
@@ -123,38 +112,28 @@ PROVIDER = Provider(
     handshake=_handshake,
     confirm=_confirm,
     elements=_elements,
-    batch=list,
     table=EventTable(
         kind=_kind,
         kinds={
-            **dict(
-                [
-                    _row("delivered", "Delivered"),
-                    _row("sent", "Expanded"),  # a distribution list; its members' servers have not answered yet
-                    _row("bounced", "Bounced", "bounced", "hard"),
-                    _row("suppressed", "Suppressed", "bounced"),
-                    # a filter's verdict is about the message, not about the address
-                    _row("bounced", "Quarantined", "spam", "soft"),
-                    _row("bounced", "FilteredSpam", "spam", "soft"),
-                    _row("failed", "Failed"),
-                ]
-            ),
+            "delivered": EventKind("delivered"),
+            "expanded": EventKind("sent"),  # a distribution list; its members' servers have not answered yet
+            "bounced": EventKind("bounced", "bounced", "hard"),
+            "suppressed": EventKind("suppressed", "bounced"),
+            # a filter's verdict is about the message, not about the address
+            "quarantined": EventKind("bounced", "spam", "soft"),
+            "filteredspam": EventKind("bounced", "spam", "soft"),
+            "failed": EventKind("failed"),
             # Azure has no status of its own for it, and does not say whether the address exists
-            "failed/refused": _row("bounced", "Failed", "blocked", "soft", **_REFUSED)[1],
-            "view": EventKind("opened", payload={"eventType": _ENGAGEMENT, "data": {"engagementType": "view"}}),
-            "click": EventKind("clicked", payload={"eventType": _ENGAGEMENT, "data": {"engagementType": "click"}}),
+            "failed/refused": EventKind("bounced", "blocked", "soft"),
+            "view": EventKind("opened"),
+            "click": EventKind("clicked"),
             "other": NO_EVENT,
         },
-        at=PayloadField(
-            lambda event: next(filter(None, (wire.parse_iso(get_path(event, *path)) for path in _TIMES)), None),
-            lambda row: _TIMES[2 if row in ("view", "click") else 0],
-            lambda at: at.isoformat(),
-        ),
+        at=lambda event: next(filter(None, (wire.parse_iso(get_path(event, *path)) for path in _TIMES)), None),
         id="id",
         message_id="data/messageId",
         recipient="data/recipient",
         reply="data/deliveryStatusDetails/statusMessage",
         smtp_message_id="data/internetMessageId",
-        sample={"dataVersion": "1.0", "metadataVersion": "1"},
     ),
 )

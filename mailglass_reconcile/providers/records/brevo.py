@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mailglass_reconcile.providers import signatures, wire
-from mailglass_reconcile.providers.provider import EventKind, EventTable, PayloadField, Provider
+from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider
 from mailglass_reconcile.providers.wire import WebhookRequest
 from mailglass_reconcile.rules.provider_rules import MessageIds
 
@@ -79,7 +79,7 @@ PROVIDER = Provider(
             "unsubscribe": EventKind("unsubscribed"),
             "list_addition": EventKind("subscribed"),
         },
-        at=PayloadField(_at, ("ts_epoch",), lambda at: int(at.timestamp() * 1_000)),
+        at=_at,
         digest_source=lambda payload: {
             name: value for name, value in payload.items() if name != "id"
         },  # the webhook's id

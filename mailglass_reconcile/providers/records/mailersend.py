@@ -14,7 +14,7 @@ from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.providers import signatures, wire
-from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, computed_field, iso_field
+from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, iso_field
 from mailglass_reconcile.providers.wire import WebhookRequest, get_path
 
 TEST_SECRET = "test_Am3L1GuOIc4blLUuHqAPxxwkZaJyEk8G"  # noqa: S105 - public: MailerSend's documentation has it
@@ -88,28 +88,18 @@ PROVIDER = Provider(
     table=EventTable(
         kind="type",  # in version 2, that of `data` may be another, such as `opened` of `opened_unique`
         kinds={
-            "activity.sent": EventKind("sent", payload={"data": {"type": "sent"}}),
-            "activity.delivered": EventKind("delivered", payload={"data": {"type": "delivered"}}),
-            "activity.deferred": EventKind("deferred", payload={"data": {"type": "deferred"}}),
-            "activity.hard_bounced": EventKind(
-                "bounced", "bounced", "hard",
-                {"data": {"type": "hard_bounced", "meta": {"bounce_code": 550, "bounce_type": "hard"}}},
-            ),
-            "activity.soft_bounced": EventKind(
-                "bounced", "other", "soft",
-                {"data": {"type": "soft_bounced", "meta": {"bounce_code": 452, "bounce_type": "soft"}}},
-            ),
-            "activity.suppressed": EventKind(
-                "suppressed", "other", None, {"data": {"type": "suppressed", "meta": {"suppression_reason": "on_hold"}}}
-            ),
-            "activity.opened": EventKind("opened", payload={"data": {"type": "opened"}}),
-            "activity.opened_unique": EventKind("opened", payload={"data": {"type": "opened"}}),
-            "activity.clicked": EventKind("clicked", payload={"data": {"type": "clicked"}}),
-            "activity.clicked_unique": EventKind("clicked", payload={"data": {"type": "clicked"}}),
-            "activity.spam_complaint": EventKind("complained", payload={"data": {"type": "spam_complaints"}}),
-            "activity.unsubscribed": EventKind(
-                "unsubscribed", "unsubscribed", None, {"data": {"type": "unsubscribed"}}
-            ),
+            "activity.sent": EventKind("sent"),
+            "activity.delivered": EventKind("delivered"),
+            "activity.deferred": EventKind("deferred"),
+            "activity.hard_bounced": EventKind("bounced", "bounced", "hard"),
+            "activity.soft_bounced": EventKind("bounced", "other", "soft"),
+            "activity.suppressed": EventKind("suppressed", "other"),
+            "activity.opened": EventKind("opened"),
+            "activity.opened_unique": EventKind("opened"),
+            "activity.clicked": EventKind("clicked"),
+            "activity.clicked_unique": EventKind("clicked"),
+            "activity.spam_complaint": EventKind("complained"),
+            "activity.unsubscribed": EventKind("unsubscribed", "unsubscribed"),
         },
         refine=_refine,
         # Version 1 dates the request around the activity at each attempt.
@@ -117,8 +107,8 @@ PROVIDER = Provider(
         id="data/id",
         digest_source=lambda payload: payload.get("data", {}),
         message_id=("data/email/message/id", "data/message_id"),
-        recipient=computed_field(_recipient, "data/recipient"),
+        recipient=_recipient,
         reply=_reply,
         tags=_tags,
     ),
-)  # fmt: skip
+)

@@ -19,7 +19,7 @@ from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.providers import signatures, wire
-from mailglass_reconcile.providers.provider import EventKind, EventTable, PayloadField, Provider, computed_field
+from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, epoch_field
 from mailglass_reconcile.providers.signatures import Authentication, Signature, SignedRequest
 from mailglass_reconcile.providers.wire import WebhookRequest, get_path
 from mailglass_reconcile.rules.addresses import strip_display_name
@@ -133,31 +133,22 @@ def _sign(body: bytes, secret: str, at: float, url: str | None) -> SignedRequest
     )
 
 
-def _failed(reason: str, severity: str = "permanent", code: int = 605) -> dict[str, Any]:
-    return {"event": "failed", "reason": reason, "severity": severity, "delivery-status": {"code": code}}
-
-
 _KINDS = {
-    "accepted": EventKind("queued", payload={"event": "accepted"}),
-    "delivered": EventKind("delivered", payload={"event": "delivered", "delivery-status": {"code": 250}}),
-    "failed/temporary": EventKind("deferred", payload=_failed("generic", "temporary", 450)),
-    "failed": EventKind("bounced", None, "hard", _failed("bounce", "permanent", 550)),
-    "failed/old": EventKind("bounced", "timed_out", "soft", _failed("old", "permanent", 602)),  # after eight hours
+    "accepted": EventKind("queued"),
+    "delivered": EventKind("delivered"),
+    "failed/temporary": EventKind("deferred"),
+    "failed": EventKind("bounced", None, "hard"),
+    "failed/old": EventKind("bounced", "timed_out", "soft"),  # after eight hours
     # Mailgun did not send, because the address is on one of its lists
-    "failed/suppress-bounce": EventKind("suppressed", "bounced", None, _failed("suppress-bounce", code=605)),
-    "failed/suppress-unsubscribe": EventKind(
-        "suppressed", "unsubscribed", None, _failed("suppress-unsubscribe", code=606)
-    ),
-    "failed/suppress-complaint": EventKind("suppressed", "spam", None, _failed("suppress-complaint", code=607)),
-    "rejected": EventKind(
-        "rejected", "other", None,
-        {"event": "rejected", "reject": {"reason": "Sandbox subdomains are for test purposes only"}},
-    ),
-    "opened": EventKind("opened", payload={"event": "opened"}),
-    "clicked": EventKind("clicked", payload={"event": "clicked"}),
-    "complained": EventKind("complained", payload={"event": "complained"}),
-    "unsubscribed": EventKind("unsubscribed", payload={"event": "unsubscribed"}),
-}  # fmt: skip
+    "failed/suppress-bounce": EventKind("suppressed", "bounced"),
+    "failed/suppress-unsubscribe": EventKind("suppressed", "unsubscribed"),
+    "failed/suppress-complaint": EventKind("suppressed", "spam"),
+    "rejected": EventKind("rejected", "other"),
+    "opened": EventKind("opened"),
+    "clicked": EventKind("clicked"),
+    "complained": EventKind("complained"),
+    "unsubscribed": EventKind("unsubscribed"),
+}
 
 PROVIDER = Provider(
     name="mailgun",
@@ -179,12 +170,10 @@ PROVIDER = Provider(
         kind=_kind,
         kinds=_KINDS,
         refine=_refine,
-        at=PayloadField(
-            lambda data: wire.parse_epoch(data.get("timestamp")), ("timestamp",), lambda at: at.timestamp()
-        ),
-        id=computed_field(_id, "id"),
-        message_id=computed_field(_message_id, "message/headers/message-id", lambda id_: id_.strip("<>")),
-        recipient=computed_field(_recipient, "recipient"),
+        at=epoch_field("timestamp"),
+        id=_id,
+        message_id=_message_id,
+        recipient=_recipient,
         reply=_reply,
         tags="tags",
         metadata=_metadata,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mailglass_reconcile.providers import signatures, wire
-from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, computed_field, epoch_field
+from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, epoch_field
 from mailglass_reconcile.providers.wire import WebhookRequest
 from mailglass_reconcile.rules.provider_rules import MessageIds
 
@@ -76,8 +76,6 @@ def _numbers(*texts: str | None) -> Iterable[str]:
     return (text for text in texts if text is not None and text.isdecimal())
 
 
-_GREYLISTED = {"hard_bounce": False, "error_related_to": "domain", "error": "greylisted"}
-
 PROVIDER = Provider(
     name="mailjet",
     title="Mailjet",
@@ -85,37 +83,27 @@ PROVIDER = Provider(
     synthetic_ids=True,
     authentication=signatures.BASIC,
     elements=_elements,
-    batch=list,
     table=EventTable(
         kind=_kind,
         kinds={
-            "sent": EventKind("delivered", payload={"event": "sent"}),
-            "bounce/greylisted": EventKind("deferred", "other", "soft", {"event": "bounce", **_GREYLISTED}),
-            "bounce/hard": EventKind(
-                "bounced", "bounced", "hard",
-                {"event": "bounce", "hard_bounce": True, "error_related_to": "recipient", "error": "user unknown"},
-            ),
-            "bounce/soft": EventKind(
-                "bounced", "bounced", "soft",
-                {"event": "bounce", "hard_bounce": False, "error_related_to": "recipient", "error": "quota exceeded"},
-            ),
-            "bounce": EventKind("bounced", "bounced", None, {"event": "bounce", "error": "user unknown"}),
-            "blocked": EventKind(
-                "rejected", "blocked", None,
-                {"event": "blocked", "error_related_to": "mailjet", "error": "preblocked"},
-            ),
-            "blocked/greylisted": EventKind("deferred", "other", None, {"event": "blocked", "error": "greylisted"}),
-            "open": EventKind("opened", payload={"event": "open"}),
-            "click": EventKind("clicked", payload={"event": "click"}),
-            "spam": EventKind("complained", payload={"event": "spam"}),
-            "unsub": EventKind("unsubscribed", payload={"event": "unsub"}),
+            "sent": EventKind("delivered"),
+            "bounce/greylisted": EventKind("deferred", "other", "soft"),
+            "bounce/hard": EventKind("bounced", "bounced", "hard"),
+            "bounce/soft": EventKind("bounced", "bounced", "soft"),
+            "bounce": EventKind("bounced", "bounced"),
+            "blocked": EventKind("rejected", "blocked"),
+            "blocked/greylisted": EventKind("deferred", "other"),
+            "open": EventKind("opened"),
+            "click": EventKind("clicked"),
+            "spam": EventKind("complained"),
+            "unsub": EventKind("unsubscribed"),
         },
         refine=_refine,
         at=epoch_field("time"),
-        message_id=computed_field(_message_id, "MessageID", lambda id_: int(id_) if id_.isdecimal() else id_),
+        message_id=_message_id,
         recipient="email",
         reply=_reply,
         smtp_message_id="Message_GUID",  # which Mailjet's SMTP server answers with, and its API as `MessageUUID`
         tags="customcampaign",
     ),
-)  # fmt: skip
+)

@@ -51,68 +51,50 @@ def _kind(payload: Mapping[str, Any]) -> str:
     return event
 
 
-def _bounce(category: str, reason: str, bounce: Any = "soft") -> tuple[str, EventKind]:
-    return f"bounce/{category.lower()}", EventKind(
-        "bounced", reason, bounce, {"event": "bounce", "response_code": 550, "bounce_category": category}
-    )
-
-
 # Mailtrap gives up after all of them; only the first is about the address.
-_BOUNCES = dict(
-    [
-        _bounce("badrecipient", "bounced", "hard"),
-        _bounce("hard", "bounced", "hard"),  # in older payloads
-        _bounce("badsender", "blocked"),
-        _bounce("block", "blocked"),
-        _bounce("content", "blocked"),
-        _bounce("dnsFail", "other"),
-        _bounce("generalfail", "other"),
-        _bounce("greylisting", "other"),
-        _bounce("other", "other"),
-        _bounce("overquota", "other"),
-        _bounce("relayfail", "blocked"),
-        _bounce("serverfail", "other"),
-        _bounce("serverpolicy", "blocked"),
-        _bounce("spam", "spam"),
-        _bounce("spam_gmail", "spam"),
-        _bounce("timeout", "timed_out"),
-        _bounce("transientfail", "other"),
-        _bounce("verifyfail", "blocked"),
-    ]
-)
-
-
-def _reject(reason: str, list_name: str = "") -> EventKind:
-    text = "Recipient in suppression list." + (f" Reason: {list_name}" if list_name else "")
-    return EventKind("suppressed", reason, None, {"event": "reject", "reason": text})
-
+_BOUNCES = {
+    "bounce/badrecipient": EventKind("bounced", "bounced", "hard"),
+    "bounce/hard": EventKind("bounced", "bounced", "hard"),  # in older payloads
+    "bounce/badsender": EventKind("bounced", "blocked", "soft"),
+    "bounce/block": EventKind("bounced", "blocked", "soft"),
+    "bounce/content": EventKind("bounced", "blocked", "soft"),
+    "bounce/dnsfail": EventKind("bounced", "other", "soft"),
+    "bounce/generalfail": EventKind("bounced", "other", "soft"),
+    "bounce/greylisting": EventKind("bounced", "other", "soft"),
+    "bounce/other": EventKind("bounced", "other", "soft"),
+    "bounce/overquota": EventKind("bounced", "other", "soft"),
+    "bounce/relayfail": EventKind("bounced", "blocked", "soft"),
+    "bounce/serverfail": EventKind("bounced", "other", "soft"),
+    "bounce/serverpolicy": EventKind("bounced", "blocked", "soft"),
+    "bounce/spam": EventKind("bounced", "spam", "soft"),
+    "bounce/spam_gmail": EventKind("bounced", "spam", "soft"),
+    "bounce/timeout": EventKind("bounced", "timed_out", "soft"),
+    "bounce/transientfail": EventKind("bounced", "other", "soft"),
+    "bounce/verifyfail": EventKind("bounced", "blocked", "soft"),
+}
 
 PROVIDER = Provider(
     name="mailtrap",
     title="Mailtrap",
     authentication=signatures.hex_hmac_authentication("Mailtrap-Signature"),
     elements=_elements,
-    batch=lambda payloads: {"events": list(payloads)},
     table=EventTable(
         kind=_kind,
         kinds={
-            "delivery": EventKind("delivered", payload={"event": "delivery"}),
-            "soft bounce": EventKind(
-                "deferred", "other", "soft",
-                {"event": "soft bounce", "response_code": 452, "bounce_category": "overquota"},
-            ),
-            "suspension": EventKind("deferred", "other", None, {"event": "suspension"}),
+            "delivery": EventKind("delivered"),
+            "soft bounce": EventKind("deferred", "other", "soft"),
+            "suspension": EventKind("deferred", "other"),
             **_BOUNCES,
-            "bounce": EventKind("bounced", "bounced", None, {"event": "bounce"}),
-            "reject": EventKind("rejected", "blocked", None, {"event": "reject"}),
-            "reject/suppressed": _reject("other"),
-            "reject/hard bounce": _reject("bounced", "hard bounce"),
-            "reject/spam complaint": _reject("spam", "spam complaint"),
-            "reject/unsubscription": _reject("unsubscribed", "unsubscription"),
-            "open": EventKind("opened", payload={"event": "open"}),
-            "click": EventKind("clicked", payload={"event": "click"}),
-            "spam": EventKind("complained", payload={"event": "spam"}),
-            "unsubscribe": EventKind("unsubscribed", "unsubscribed", None, {"event": "unsubscribe"}),
+            "bounce": EventKind("bounced", "bounced"),
+            "reject": EventKind("rejected", "blocked"),
+            "reject/suppressed": EventKind("suppressed", "other"),
+            "reject/hard bounce": EventKind("suppressed", "bounced"),
+            "reject/spam complaint": EventKind("suppressed", "spam"),
+            "reject/unsubscription": EventKind("suppressed", "unsubscribed"),
+            "open": EventKind("opened"),
+            "click": EventKind("clicked"),
+            "spam": EventKind("complained"),
+            "unsubscribe": EventKind("unsubscribed", "unsubscribed"),
             "inbound": NO_EVENT,
         },
         at=epoch_field("timestamp"),
@@ -123,4 +105,4 @@ PROVIDER = Provider(
         smtp_message_id="custom_variables/anymail_id",  # from the header X-MT-Custom-Variables of a mail over SMTP
         tags="category",
     ),
-)  # fmt: skip
+)

@@ -18,14 +18,7 @@ from urllib.parse import urlencode
 
 from mailglass_reconcile.errors import ConfigurationError, InvalidWebhookError, SignatureError
 from mailglass_reconcile.providers import signatures, wire
-from mailglass_reconcile.providers.provider import (
-    NO_EVENT,
-    EventKind,
-    EventTable,
-    Provider,
-    computed_field,
-    epoch_field,
-)
+from mailglass_reconcile.providers.provider import NO_EVENT, EventKind, EventTable, Provider, epoch_field
 from mailglass_reconcile.providers.signatures import Authentication, Signature, SignedRequest
 from mailglass_reconcile.providers.wire import WebhookRequest, get_path
 from mailglass_reconcile.rules.provider_rules import MessageIds
@@ -95,7 +88,6 @@ PROVIDER = Provider(
     lacks_id=frozenset(),  # changes of its lists are `unknown`
     authentication=Authentication(Signature.IN_BODY, _verify, signatures.validate_key, _sign, signs_url=True),
     elements=_elements,
-    batch=list,
     table=EventTable(
         kind=("event", "type"),
         kinds={
@@ -113,8 +105,8 @@ PROVIDER = Provider(
         },
         at=epoch_field("ts"),
         digest_source=_digested,
-        message_id=computed_field(_message_id, "_id"),
-        recipient=computed_field(_recipient, "msg/email"),
+        message_id=_message_id,
+        recipient=_recipient,
         reply=_reply,
         smtp_message_id="msg/metadata/anymail_id",  # from the header X-MC-Metadata of a mail over SMTP
         tags="msg/tags",

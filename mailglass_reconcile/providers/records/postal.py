@@ -13,14 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mailglass_reconcile.providers import signatures, wire
-from mailglass_reconcile.providers.provider import (
-    NO_EVENT,
-    EventKind,
-    EventTable,
-    PayloadField,
-    Provider,
-    computed_field,
-)
+from mailglass_reconcile.providers.provider import NO_EVENT, EventKind, EventTable, Provider
 from mailglass_reconcile.providers.signatures import Authentication, Signature
 from mailglass_reconcile.providers.wire import WebhookRequest, get_path
 from mailglass_reconcile.rules.addresses import strip_display_name
@@ -73,12 +66,6 @@ def _verify(request: WebhookRequest, secret: str, now: float) -> None:
     signatures.verify_rsa(key, signatures.b64decode_or_reject(signature), request.body, sha1=not has_sha256)
 
 
-def _row(event: str, kind: EventKind, **payload: Any) -> EventKind:
-    return kind._replace(payload={"event": event, "payload": payload})
-
-
-_LISTED = "Recipient (a@b.example) is on the suppression list"
-
 PROVIDER = Provider(
     name="postal",
     title="Postal",
@@ -87,38 +74,25 @@ PROVIDER = Provider(
     table=EventTable(
         kind=_kind,
         kinds={
-            "Sent": _row("MessageSent", EventKind("delivered"), status="Sent"),
-            "SoftFail": _row("MessageDelayed", EventKind("deferred"), status="SoftFail"),
-            "HardFail/5xx": _row(
-                "MessageDeliveryFailed",
-                EventKind("bounced", "bounced", "hard"),
-                status="HardFail",
-                output="550 5.1.1 no",
-            ),
-            "HardFail": _row(
-                "MessageDeliveryFailed", EventKind("failed"), status="HardFail", output=""
-            ),  # Postal gave up
-            "Held": _row("MessageHeld", EventKind("queued"), status="Held"),
-            "Held/fails": _row(
-                "MessageHeld",
-                EventKind("suppressed", "bounced"),
-                status="Held",
-                details=f"{_LISTED} (reason: too many hard fails)",
-            ),
-            "Held/suppressed": _row("MessageHeld", EventKind("suppressed", "other"), status="Held", details=_LISTED),
-            "bounce": _row("MessageBounced", EventKind("bounced", "bounced"), bounce={"direction": "incoming"}),
-            "url": _row("MessageLinkClicked", EventKind("clicked"), url="https://example.com"),
-            "MessageLoaded": _row("MessageLoaded", EventKind("opened")),
+            "Sent": EventKind("delivered"),
+            "SoftFail": EventKind("deferred"),
+            "HardFail/5xx": EventKind("bounced", "bounced", "hard"),
+            "HardFail": EventKind("failed"),  # Postal gave up
+            "Held": EventKind("queued"),
+            "Held/fails": EventKind("suppressed", "bounced"),
+            "Held/suppressed": EventKind("suppressed", "other"),
+            "bounce": EventKind("bounced", "bounced"),
+            "url": EventKind("clicked"),
+            "MessageLoaded": EventKind("opened"),
             "incoming": NO_EVENT,
         },
-        at=PayloadField(_at, ("timestamp",), lambda at: at.timestamp()),
+        at=_at,
         id="uuid",
         message_id=("payload/message/id", "payload/original_message/id"),
-        recipient=computed_field(_recipient, "payload/message/to"),
+        recipient=_recipient,
         reply="payload/output",
         # all that is known of a message sent over SMTP; it has no angle brackets
         smtp_message_id=lambda webhook: get_path(_message(webhook), "message_id"),
         tags=lambda webhook: get_path(_message(webhook), "tag"),
-        sample={"payload": {"message": {"direction": "outgoing"}}},
     ),
 )

@@ -14,14 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mailglass_reconcile.providers import ses_subtypes, signatures, wire
-from mailglass_reconcile.providers.provider import (
-    NO_EVENT,
-    EventKind,
-    EventTable,
-    Provider,
-    computed_field,
-    iso_field,
-)
+from mailglass_reconcile.providers.provider import NO_EVENT, EventKind, EventTable, Provider, iso_field
 from mailglass_reconcile.providers.wire import get_path
 from mailglass_reconcile.rules.addresses import strip_display_name
 from mailglass_reconcile.rules.provider_rules import MessageIds
@@ -81,47 +74,23 @@ def _tags(payload: Mapping[str, Any]) -> list[Any]:
     return [*tags, *wire.format_named_tags(get_path(data, "tags"))]
 
 
-def _bounce(row: str, type_: str, subtype: str) -> tuple[str, EventKind]:
-    payload = {"type": "email.bounced", "data": {"bounce": {"type": type_, "subType": subtype, "message": "…"}}}
-    return f"email.bounced/{row}", ses_subtypes.BOUNCES[row]._replace(payload=payload)
-
-
-def _suppressed(list_name: str, reason: str) -> tuple[str, EventKind]:
-    payload = {"type": "email.suppressed", "data": {"suppressed": {"type": list_name, "message": "…"}}}
-    return f"email.suppressed/{list_name}", EventKind("suppressed", reason, None, payload)
-
-
 _KINDS = {
-    "email.scheduled": EventKind("queued", payload={"type": "email.scheduled"}),
-    "email.sent": EventKind("sent", payload={"type": "email.sent"}),
-    "email.delivered": EventKind("delivered", payload={"type": "email.delivered"}),
-    "email.delivery_delayed": EventKind("deferred", payload={"type": "email.delivery_delayed"}),
-    **dict(
-        [
-            _bounce("hard", "Permanent", "General"),
-            _bounce("permanent", "Permanent", "Undetermined"),
-            _bounce("soft", "Transient", "MailboxFull"),
-            _bounce("undetermined", "Undetermined", "Undetermined"),
-            # Resend's own event of what it did not send; the first list is of addresses that have bounced
-            _suppressed("Suppressed", "bounced"),
-            _suppressed("UnsubscribedRecipient", "unsubscribed"),
-            _bounce("suppressed", "Permanent", "OnAccountSuppressionList"),
-            _bounce("unsubscribed", "Permanent", "UnsubscribedRecipient"),
-        ]
-    ),
-    "email.bounced": EventKind("bounced", payload={"type": "email.bounced"}),
-    "email.suppressed": EventKind(
-        "suppressed", "other", None,
-        {"type": "email.suppressed", "data": {"suppressed": {"type": "OnAccountSuppressionList", "message": "…"}}},
-    ),
-    "email.failed": EventKind(
-        "failed", payload={"type": "email.failed", "data": {"failed": {"reason": "reached_daily_quota"}}}
-    ),
-    "email.opened": EventKind("opened", payload={"type": "email.opened"}),
-    "email.clicked": EventKind("clicked", payload={"type": "email.clicked"}),
-    "email.complained": EventKind("complained", payload={"type": "email.complained"}),
+    "email.scheduled": EventKind("queued"),
+    "email.sent": EventKind("sent"),
+    "email.delivered": EventKind("delivered"),
+    "email.delivery_delayed": EventKind("deferred"),
+    **{f"email.bounced/{row}": kind for row, kind in ses_subtypes.BOUNCES.items()},
+    "email.bounced": EventKind("bounced"),
+    # Resend's own event of what it did not send; the first list is of addresses that have bounced
+    "email.suppressed/Suppressed": EventKind("suppressed", "bounced"),
+    "email.suppressed/UnsubscribedRecipient": EventKind("suppressed", "unsubscribed"),
+    "email.suppressed": EventKind("suppressed", "other"),
+    "email.failed": EventKind("failed"),
+    "email.opened": EventKind("opened"),
+    "email.clicked": EventKind("clicked"),
+    "email.complained": EventKind("complained"),
     "email.received": NO_EVENT,
-}  # fmt: skip
+}
 
 PROVIDER = Provider(
     name="resend",
@@ -138,7 +107,7 @@ PROVIDER = Provider(
         refine=_refine,
         at=iso_field("created_at"),
         message_id="data/email_id",
-        recipient=computed_field(_recipient, "data/to", lambda recipient: [recipient] if recipient else []),
+        recipient=_recipient,
         reply=lambda payload: wire.first_reply(*_as_list(get_path(payload, "data", "bounce", "diagnosticCode"))),
         smtp_message_id="data/message_id",
         tags=_tags,

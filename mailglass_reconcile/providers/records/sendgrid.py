@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.providers import signatures, wire
-from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, computed_field, epoch_field
+from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, epoch_field
 from mailglass_reconcile.providers.signatures import Authentication, Signature
 from mailglass_reconcile.providers.wire import WebhookRequest
 from mailglass_reconcile.rules.provider_rules import MessageIds
@@ -116,44 +116,28 @@ def _key(secret: str) -> EllipticCurvePublicKey:
     return key
 
 
-def _bounce(type_: str, reason: str, bounce: Any) -> tuple[str, EventKind]:
-    return f"bounce/{type_}", EventKind("bounced", reason, bounce, {"event": "bounce", "type": type_})
-
-
-def _drop(why: str, reason: str, type_: str = "rejected") -> tuple[str, EventKind]:
-    return f"dropped/{why.lower()}", EventKind(type_, reason, None, {"event": "dropped", "reason": why})
-
-
 _KINDS = {
-    "processed": EventKind("queued", payload={"event": "processed"}),
-    "delivered": EventKind("delivered", payload={"event": "delivered"}),
-    "deferred": EventKind("deferred", payload={"event": "deferred"}),
-    **dict(
-        [
-            _bounce("bounce", "bounced", "hard"),
-            _bounce("blocked", "blocked", "soft"),
-            _bounce("expired", "timed_out", "soft"),
-            _bounce("other", "other", None),
-        ]
-    ),
-    "bounce": EventKind("bounced", "bounced", None, {"event": "bounce"}),
-    "dropped": EventKind("rejected", "other", None, {"event": "dropped"}),
-    **dict(
-        [
-            _drop("Bounced Address", "bounced", "suppressed"),
-            _drop("Spam Reporting Address", "spam", "suppressed"),
-            _drop("Unsubscribed Address", "unsubscribed", "suppressed"),
-            _drop("Invalid", "invalid"),
-            _drop("Spam Content", "spam"),
-            _drop("Spam Content (if Spam Checker app is enabled)", "spam"),
-        ]
-    ),
-    "open": EventKind("opened", payload={"event": "open"}),
-    "click": EventKind("clicked", payload={"event": "click"}),
-    "spamreport": EventKind("complained", payload={"event": "spamreport"}),
-    "unsubscribe": EventKind("unsubscribed", payload={"event": "unsubscribe"}),
-    "group_unsubscribe": EventKind("unsubscribed", payload={"event": "group_unsubscribe"}),
-    "group_resubscribe": EventKind("subscribed", payload={"event": "group_resubscribe"}),
+    "processed": EventKind("queued"),
+    "delivered": EventKind("delivered"),
+    "deferred": EventKind("deferred"),
+    "bounce/bounce": EventKind("bounced", "bounced", "hard"),
+    "bounce/blocked": EventKind("bounced", "blocked", "soft"),
+    "bounce/expired": EventKind("bounced", "timed_out", "soft"),
+    "bounce/other": EventKind("bounced", "other"),
+    "bounce": EventKind("bounced", "bounced"),
+    "dropped": EventKind("rejected", "other"),
+    "dropped/bounced address": EventKind("suppressed", "bounced"),
+    "dropped/spam reporting address": EventKind("suppressed", "spam"),
+    "dropped/unsubscribed address": EventKind("suppressed", "unsubscribed"),
+    "dropped/invalid": EventKind("rejected", "invalid"),
+    "dropped/spam content": EventKind("rejected", "spam"),
+    "dropped/spam content (if spam checker app is enabled)": EventKind("rejected", "spam"),
+    "open": EventKind("opened"),
+    "click": EventKind("clicked"),
+    "spamreport": EventKind("complained"),
+    "unsubscribe": EventKind("unsubscribed"),
+    "group_unsubscribe": EventKind("unsubscribed"),
+    "group_resubscribe": EventKind("subscribed"),
 }
 
 PROVIDER = Provider(
@@ -163,13 +147,12 @@ PROVIDER = Provider(
     lacks_id=frozenset({"bounced", "rejected", "suppressed"}),  # asynchronous bounces; some drops
     authentication=Authentication(Signature.OVER_BODY, _verify, _key),
     elements=_elements,
-    batch=list,
     table=EventTable(
         kind=_kind,
         kinds=_KINDS,
         at=epoch_field("timestamp"),
         id="sg_event_id",
-        message_id=computed_field(_message_id, "sg_message_id"),
+        message_id=_message_id,
         recipient="email",
         reply=_reply,
         smtp_message_id=_smtp_message_id,

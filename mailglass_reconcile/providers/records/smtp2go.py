@@ -15,7 +15,7 @@ from typing import Any
 
 from mailglass_reconcile.errors import ConfigurationError, SignatureError
 from mailglass_reconcile.providers import signatures, wire
-from mailglass_reconcile.providers.provider import EventKind, EventTable, PayloadField, Provider, computed_field
+from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider
 from mailglass_reconcile.providers.signatures import Authentication, Signature, SignedRequest
 from mailglass_reconcile.providers.wire import WebhookRequest
 from mailglass_reconcile.rules.events import WebhookEvent
@@ -83,10 +83,6 @@ def _validate_secret(secret: str) -> None:
         )
 
 
-def _bounce(type_: str, reason: str, bounce: Any) -> tuple[str, EventKind]:
-    return f"bounce/{type_}", EventKind("bounced", reason, bounce, {"event": "bounce", "bounce": type_})
-
-
 def _sign(body: bytes, secret: str, at: float, url: str | None) -> SignedRequest:
     if ":" in secret:
         return signatures.sign_basic(body, secret, at, url)
@@ -102,26 +98,26 @@ PROVIDER = Provider(
     table=EventTable(
         kind=_kind,
         kinds={
-            "processed": EventKind("queued", payload={"event": "processed"}),
-            "delivered": EventKind("delivered", payload={"event": "delivered"}),
-            **dict([_bounce("hard", "bounced", "hard"), _bounce("soft", "other", "soft")]),
-            "bounce": EventKind("bounced", "other", None, {"event": "bounce"}),
-            # the recipient has bounced, complained or unsubscribed before
-            "reject": EventKind("suppressed", "other", None, {"event": "reject"}),
-            "open": EventKind("opened", payload={"event": "open"}),
-            "click": EventKind("clicked", payload={"event": "click"}),
-            "spam": EventKind("complained", payload={"event": "spam"}),
-            "unsubscribe": EventKind("unsubscribed", payload={"event": "unsubscribe"}),
-            "resubscribe": EventKind("subscribed", payload={"event": "resubscribe"}),
+            "processed": EventKind("queued"),
+            "delivered": EventKind("delivered"),
+            "bounce/hard": EventKind("bounced", "bounced", "hard"),
+            "bounce/soft": EventKind("bounced", "other", "soft"),
+            "bounce": EventKind("bounced", "other"),
+            "reject": EventKind("suppressed", "other"),  # the recipient has bounced, complained or unsubscribed before
+            "open": EventKind("opened"),
+            "click": EventKind("clicked"),
+            "spam": EventKind("complained"),
+            "unsubscribe": EventKind("unsubscribed"),
+            "resubscribe": EventKind("subscribed"),
             # the names of callbacks that others have captured; those above are the documentation's
-            "opened": EventKind("opened", payload={"event": "opened"}),
-            "clicked": EventKind("clicked", payload={"event": "clicked"}),
-            "spam_complaint": EventKind("complained", payload={"event": "spam_complaint"}),
-            "unsubscribed": EventKind("unsubscribed", payload={"event": "unsubscribed"}),
+            "opened": EventKind("opened"),
+            "clicked": EventKind("clicked"),
+            "spam_complaint": EventKind("complained"),
+            "unsubscribed": EventKind("unsubscribed"),
         },
-        at=PayloadField(_at, ("time",), lambda at: at.isoformat()),
+        at=_at,
         message_id="email_id",
-        recipient=computed_field(_recipient, "rcpt"),
+        recipient=_recipient,
         reply=lambda payload: wire.first_reply(payload.get("message"), payload.get("context")),
         smtp_message_id=("Message-Id", "message-id"),  # a header that can be chosen in the webhook's settings
     ),

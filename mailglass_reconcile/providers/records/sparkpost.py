@@ -46,24 +46,25 @@ _SUPPRESSED = re.compile(r"suppressed due to (?:customer|system) policy")
 """The reason of a message that SparkPost did not send, because the address is on its list or yours."""
 
 _INBOUND = ("relay_message", "relay_event")
-_EVENTS = {  # our type, and the class of events
-    "injection": ("queued", "message_event"),
-    "delivery": ("delivered", "message_event"),
-    "delay": ("deferred", "message_event"),
-    "bounce": ("bounced", "message_event"),
-    "out_of_band": ("bounced", "message_event"),
-    "policy_rejection": ("rejected", "message_event"),
-    "generation_rejection": ("rejected", "gen_event"),
-    "generation_failure": ("failed", "gen_event"),
-    "open": ("opened", "track_event"),
-    "initial_open": ("opened", "track_event"),
-    "amp_open": ("opened", "track_event"),
-    "amp_initial_open": ("opened", "track_event"),
-    "click": ("clicked", "track_event"),
-    "amp_click": ("clicked", "track_event"),
-    "spam_complaint": ("complained", "message_event"),
-    "list_unsubscribe": ("unsubscribed", "unsubscribe_event"),
-    "link_unsubscribe": ("unsubscribed", "unsubscribe_event"),
+_EVENTS = {
+    "injection": EventKind("queued"),
+    "delivery": EventKind("delivered"),
+    "delay": EventKind("deferred"),
+    "bounce": EventKind("bounced"),
+    "out_of_band": EventKind("bounced"),
+    "policy_rejection": EventKind("rejected"),
+    "generation_rejection": EventKind("rejected"),
+    "generation_failure": EventKind("failed"),
+    "open": EventKind("opened"),
+    "initial_open": EventKind("opened"),
+    "amp_open": EventKind("opened"),
+    "amp_initial_open": EventKind("opened"),
+    "click": EventKind("clicked"),
+    "amp_click": EventKind("clicked"),
+    "spam_complaint": EventKind("complained"),
+    "list_unsubscribe": EventKind("unsubscribed"),
+    "link_unsubscribe": EventKind("unsubscribed"),
+    "suppressed": EventKind("suppressed", "other"),
 }
 """The pixel of an `initial_open` is at the top of the message, that of an `open` at its end, which may be cut off."""
 
@@ -106,19 +107,7 @@ def _events(element: Any, request_id: str | None) -> Iterable[WebhookEvent]:
         yield event
 
 
-_KINDS = {
-    **{name: EventKind(type_, payload={"type": name}) for name, (type_, _) in _EVENTS.items() if type_ != "bounced"},
-    **{
-        f"bounce/{class_}": kind._replace(payload={"type": "bounce", "bounce_class": class_})
-        for class_, kind in sorted(_CLASSES.items(), key=lambda row: row[1].bounce != "hard")
-    },
-    "bounce": EventKind("bounced", payload={"type": "bounce"}),
-    "out_of_band": EventKind("bounced", payload={"type": "out_of_band"}),
-    "suppressed": EventKind(
-        "suppressed", "other", None,
-        {"type": "policy_rejection", "reason": "550 5.7.1 recipient address was suppressed due to system policy"},
-    ),
-}  # fmt: skip
+_KINDS = {**_EVENTS, **{f"bounce/{class_}": kind for class_, kind in _CLASSES.items()}}
 
 PROVIDER = Provider(
     name="sparkpost",
@@ -136,14 +125,11 @@ PROVIDER = Provider(
     authentication=signatures.BASIC,
     elements=lambda request: wire.require_list(request.json, "the body"),
     events=_events,
-    batch=lambda payloads: [
-        {"msys": {_EVENTS.get(payload["type"], ("", "message_event"))[1]: payload}} for payload in payloads
-    ],
     table=EventTable(
         kind=_kind,
         kinds=_KINDS,
         refine=_refine,
-        at=epoch_field("timestamp", write=str),
+        at=epoch_field("timestamp"),
         id="event_id",
         message_id="transmission_id",
         recipient="raw_rcpt_to",

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
 from mailglass_reconcile.errors import SignatureError
 from mailglass_reconcile.providers import signatures, wire
-from mailglass_reconcile.providers.provider import EventKind, EventTable, PayloadField, Provider, computed_field
+from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, iso_field
 from mailglass_reconcile.providers.signatures import Authentication, Signature, SignedRequest
 from mailglass_reconcile.providers.wire import WebhookRequest, get_path
 
@@ -118,15 +118,6 @@ def _sign(body: bytes, secret: str, at: float, url: str | None) -> SignedRequest
     return signatures.json_request(with_auth(_md5(with_auth(secret))))
 
 
-def _batch(payloads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    events = [{"event_name": _OF_MESSAGES, "event_data": payload} for payload in payloads]
-    return {"auth": _PLACEHOLDER, "events_by_user": [{"user_id": 456, "events": events}]}
-
-
-def _row(type_: str, status: str, cause: str = "ok", bounce: Any = None) -> EventKind:
-    return EventKind(type_, None, bounce, {"status": status, "delivery_info": {"delivery_status": cause}})
-
-
 PROVIDER = Provider(
     name="unisender_go",
     title="Unisender Go",
@@ -134,31 +125,24 @@ PROVIDER = Provider(
     authentication=Authentication(Signature.OVER_BODY, _verify, signatures.validate_key, _sign),
     immediate_bytes=1024 * 1024,  # the MD5 of a longer body, four times, takes too long for an event loop
     elements=_elements,
-    batch=_batch,
     table=EventTable(
         kind=_kind,
         kinds={
-            "sent": _row("sent", "sent"),
-            "delivered": _row("delivered", "delivered"),
-            "soft_bounced": _row("deferred", "soft_bounced", "err_will_retry", "soft"),
-            "hard_bounced/address": _row("bounced", "hard_bounced", "err_user_unknown", "hard"),
-            "hard_bounced": _row("bounced", "hard_bounced", "err_mailbox_full", "soft"),
-            "suppressed": _row("suppressed", "hard_bounced", "err_skip_letter"),
-            "opened": _row("opened", "opened"),
-            "clicked": _row("clicked", "clicked"),
-            "spam": _row("complained", "spam"),
-            "unsubscribed": _row("unsubscribed", "unsubscribed"),
-            "subscribed": _row("subscribed", "subscribed"),
+            "sent": EventKind("sent"),
+            "delivered": EventKind("delivered"),
+            "soft_bounced": EventKind("deferred", None, "soft"),
+            "hard_bounced/address": EventKind("bounced", None, "hard"),
+            "hard_bounced": EventKind("bounced", None, "soft"),
+            "suppressed": EventKind("suppressed"),
+            "opened": EventKind("opened"),
+            "clicked": EventKind("clicked"),
+            "spam": EventKind("complained"),
+            "unsubscribed": EventKind("unsubscribed"),
+            "subscribed": EventKind("subscribed"),
         },
         refine=_refine,
-        at=PayloadField(
-            lambda payload: wire.parse_iso(payload.get("event_time")),  # in UTC without saying so
-            ("event_time",),
-            lambda at: f"{at:%Y-%m-%d %H:%M:%S}",
-        ),
-        message_id=computed_field(
-            lambda payload: get_path(payload, "metadata", "anymail_id") or payload.get("job_id"), "job_id"
-        ),
+        at=iso_field("event_time"),  # in UTC without saying so
+        message_id=lambda payload: get_path(payload, "metadata", "anymail_id") or payload.get("job_id"),
         recipient="email",
         reply="delivery_info/destination_response",
     ),

@@ -17,7 +17,7 @@ from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.providers import signatures, wire
-from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, computed_field, iso_field
+from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, iso_field
 from mailglass_reconcile.providers.signatures import Authentication, Signature, SignedRequest
 from mailglass_reconcile.providers.wire import WebhookRequest, get_path
 from mailglass_reconcile.rules.events import WebhookEvent
@@ -118,21 +118,6 @@ def _sign(body: bytes, secret: str, at: float, url: str | None) -> SignedRequest
     return signatures.json_request(body, producer_signature=f"ts={int(at) * 1000};s={signature};s-algorithm=HmacSHA256")
 
 
-def _wrap(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the body of a webhook with one detail."""
-    data = {"object": payload["event"], "details": [payload["detail"]]}
-    return {
-        "event_name": [payload["event"]],
-        "event_message": [{**payload["message"], "event_data": [data]}],
-        "mailagent_key": "27a7f5a0d1a33a51",
-        "webhook_request_id": wire.digest(payload)[:32],
-    }
-
-
-def _to(recipient: str | None) -> list[Any]:
-    return [{"email_address": {"address": recipient}}] if recipient else []
-
-
 PROVIDER = Provider(
     name="zeptomail",
     title="Zoho ZeptoMail",
@@ -141,12 +126,11 @@ PROVIDER = Provider(
     immediate_bytes=1024 * 1024,  # the decoding of a longer form takes too long for an event loop
     elements=_elements,
     events=_events,
-    wrap=_wrap,
     table=EventTable(
         kind="event",
         kinds={
-            "hardbounce": EventKind("bounced", "bounced", "hard", {"detail": {"diagnostic_message": "550 5.1.1 no"}}),
-            "softbounce": EventKind("bounced", "other", "soft", {"detail": {"diagnostic_message": "452 4.2.2 full"}}),
+            "hardbounce": EventKind("bounced", "bounced", "hard"),
+            "softbounce": EventKind("bounced", "other", "soft"),
             "email_open": EventKind("opened"),
             "email_link_click": EventKind("clicked"),
             "fbl_compliant": EventKind("complained"),  # sic
@@ -159,7 +143,7 @@ PROVIDER = Provider(
         at=iso_field("detail/time", "message/email_info/processed_time"),
         digest_source=_digested,
         message_id="message/request_id",
-        recipient=computed_field(_recipient, "message/email_info/to", _to),
+        recipient=_recipient,
         reply=_reply,
         smtp_message_id="message/email_info/client_reference",  # from the header X-TM-CLIENT-REF of a mail over SMTP
         tags="message/email_info/tag",
