@@ -141,23 +141,8 @@ INNER = {"action", "self"}
 """Attributes for internal use, and a task's own first argument."""
 STANDARD = {"Any", "Iterable", "Mapping", "Sequence", "UUID", "datetime", *dir(builtins)}
 """Types that a signature shows, with the public names."""
-COMMON = re.compile(
-    r"`connection`: A SQLAlchemy Connection or Session in a transaction"
-    r"|`tenant_id`: (?!Its tenant)"
-    r"|`(?:provider|recipient)`: The (?:provider's name in any known|address, with or without a display name\.$)"
-    r"|`body`: The request's body, byte for byte\.$"
-    r"|`headers`: The request's headers, in any case\.$"
-    r"|`recorded`: The result of"
-    r"|`delivery_id`: Only this delivery\.$"
-    r"|`orphan`: One that `find_orphans` returned\.$"
-    r"|`ConfigurationError`: (?:\*connection\* is in autocommit mode\.$|`MAILGLASS_REDIS_URL`|The tenant, a secret)"
-    r"|`UnknownProviderError`"
-    r"|`InvalidEventError`: (?:A value|The event) cannot be recorded"
-    r"|`MailglassReconcileError`: (?:The database(?! refused, or)|Nothing was swept|A setting)"
-    r"|`(?:SignatureError|InvalidWebhookError|RedisUnavailableError)`"
-    r"|`(?:ValueError|TypeError)`"
-)
-"""Entries that are left out, because the top of the page, or its section on errors, says them for all functions."""
+COMMON = re.compile(r"`tenant_id`: (?!Its tenant)|`MailglassReconcileError`: Nothing was swept")
+"""Entries that are left out, because the top of the page says them for all functions."""
 EXAMPLES = {
     "find_orphans": """
 with engine.begin() as connection:
@@ -558,7 +543,8 @@ def _name(path: str) -> str:
     example = f"\n```python\n{EXAMPLES[name].strip()}\n```\n" if name in EXAMPLES else ""
     if name in DATA:
         return f"### {name}\n\n{DATA[name]}\n{example}"
-    described = "".join(_described(inspect.getdoc(value) or ""))
+    describe = _described if isinstance(value, type) else _summarized
+    described = "".join(describe(inspect.getdoc(value) or ""))
     return f"### {name}\n\n{_signature(name, value)}{described}{example}"
 
 
@@ -603,6 +589,19 @@ def _public(annotation: Any) -> str:
     return text if {*re.findall(r"\w+", text)} <= public else ""
 
 
+def _summarized(docstring: str) -> Iterator[str]:
+    """Yield the first paragraph of a docstring, and what the function returns; `help` prints the rest."""
+    text, *sections = SECTION.split(docstring)
+    yield text.partition("\n\n")[0].strip() + "\n"
+    yield from (
+        _returned(body) for title, body in zip(sections[::2], sections[1::2], strict=True) if title == "Returns"
+    )
+
+
+def _returned(body: str) -> str:
+    return f"\n**Returns**: {' '.join(body.split())}\n"
+
+
 def _described(docstring: str) -> Iterator[str]:
     """Yield a docstring's text, and each of its sections as a list."""
     text, *sections = SECTION.split(docstring)
@@ -610,7 +609,7 @@ def _described(docstring: str) -> Iterator[str]:
     for title, body in zip(sections[::2], sections[1::2], strict=True):
         lines = textwrap.dedent(body.strip("\n"))
         if title == "Returns":
-            yield f"\n**Returns**: {' '.join(lines.split())}\n"
+            yield _returned(body)
             continue
         parts = ENTRY.split(lines)[1:]
         entries = [

@@ -45,7 +45,7 @@ def append(
         idempotency_key: 1 to 512 characters, not beginning with `reconciled:`, `webhook:` or `send:`. An event whose
             key the ledger has is not appended. It is stored unchanged, so it must not be an address.
         reject_reason: The reason, as in `WebhookEvent`.
-        metadata: Further data, as JSON. It is stored unchanged, with any addresses.
+        metadata: Further data, as JSON. Addresses in it are stored; long strings are shortened, as for a webhook.
         needs_reconciliation: True to let sweeps search for its delivery.
 
     Returns:
