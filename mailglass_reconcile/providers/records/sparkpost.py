@@ -46,7 +46,7 @@ _SUPPRESSED = re.compile(r"suppressed due to (?:customer|system) policy")
 """The reason of a message that SparkPost did not send, because the address is on its list or yours."""
 
 _INBOUND = ("relay_message", "relay_event")
-_EVENTS = {
+_KINDS = {
     "injection": EventKind("queued"),
     "delivery": EventKind("delivered"),
     "delay": EventKind("deferred"),
@@ -65,6 +65,7 @@ _EVENTS = {
     "list_unsubscribe": EventKind("unsubscribed"),
     "link_unsubscribe": EventKind("unsubscribed"),
     "suppressed": EventKind("suppressed", "other"),
+    **{f"bounce/{class_}": kind for class_, kind in _CLASSES.items()},
 }
 """The pixel of an `initial_open` is at the top of the message, that of an `open` at its end, which may be cut off."""
 
@@ -106,8 +107,6 @@ def _events(element: Any, request_id: str | None) -> Iterable[WebhookEvent]:
     if event is not None:
         yield event
 
-
-_KINDS = {**_EVENTS, **{f"bounce/{class_}": kind for class_, kind in _CLASSES.items()}}
 
 PROVIDER = Provider(
     name="sparkpost",
