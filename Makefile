@@ -9,7 +9,7 @@ PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
 
 CHECK = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed, and $(PYTHON) is " + sys.version.split()[0] + ": try make PYTHON=python3.13")'
 
-.PHONY: demo test test-all faults soak broken mutation bench rabbitmq release clean
+.PHONY: demo test test-all faults soak broken mutation bench rabbitmq freeze release clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/mailglass-reconcile demo
@@ -46,6 +46,10 @@ bench: $(VENV)/test.stamp
 # Needs Debian's package rabbitmq-server, and says so if it is missing.
 rabbitmq: $(VENV)/test.stamp
 	$(BIN)/python tests/support/rabbitmq.py $(BIN)/python -m pytest tests/stories/test_celery.py $(ARGS)
+
+# Freezes the schema and dates the changelog for a release, in a clean checkout; commit what it changes.
+freeze: $(VENV)/test.stamp
+	@$(BIN)/python .ci/freeze.py '$(VERSION)'
 
 # Tries the release of a clean clone of HEAD, and publishes nothing; it needs the package index only.
 release: $(VENV)/release.stamp

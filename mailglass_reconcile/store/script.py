@@ -34,6 +34,12 @@ SCOPE = {
 }
 """The settings under which every statement runs: in functions of the schema, in our transactions and in a caller's."""
 
+OUR_SETTINGS = " ".join(
+    f'SET "{name}" = {value if name == "search_path" else repr(value)}'
+    for name, value in {**SCOPE, "plan_cache_mode": "force_generic_plan"}.items()
+)
+"""The text for `{our_settings}`: the settings of a function."""
+
 MADE_HERE = "made here"
 """Steps for databases in which `migrate` made Mailglass's tables."""
 
@@ -123,12 +129,9 @@ def recipient_key() -> str:
 @cache
 def _placeholders() -> Mapping[str, str]:
     """Return what the steps share, by placeholder: an expression, parts of functions, and the order of event types."""
-    settings = {**SCOPE, "plan_cache_mode": "force_generic_plan"}
     return {
         RECIPIENT_KEY: recipient_key(),
-        "{our_settings}": " ".join(
-            f'SET "{name}" = {value if name == "search_path" else repr(value)}' for name, value in settings.items()
-        ),
+        "{our_settings}": OUR_SETTINGS,
         "{catch_failure}": fragment("catch_failure"),
         "{enqueued}": fragment("enqueued"),
         "{event_types}": ",".join(event_types.TYPES),

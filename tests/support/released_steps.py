@@ -1,7 +1,8 @@
-"""The digests of each release's revisions and repeatable steps, in `released_steps.json`; run this at a release."""
+"""The digests of each release's revisions and repeatable steps, in `released_steps.json`; `make freeze` runs this."""
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -45,13 +46,28 @@ def find_changes(
 
 
 def digests_of(steps: Iterable[SchemaStep], revisions: Mapping[str, str]) -> dict[str, str]:
-    """Return the digests of steps and revisions by name."""
+    """Return the digests of steps and revisions by name.
+
+    A function may get other planner settings without another name: `{our_settings}` stands there as in its file. The
+    types of events are filled in, because another type is another behaviour.
+    """
     return {
-        **{f"{step.kind} {step.name}": step.digest for step in steps},
+        **{
+            f"{step.kind} {step.name}": script.md5(step.sql.replace(script.OUR_SETTINGS, "{our_settings}"))
+            for step in steps
+        },
         **{f"revision {id_}": script.md5(text) for id_, text in revisions.items()},
     }
 
 
-if __name__ == "__main__":
-    releases = {**load_releases(), revision.VERSION: digests_of(script.steps(), load_revisions())}
+def add_release() -> None:
+    """Add the digests of the newest revision, or end with exit code 1 if a released text has changed."""
+    releases, revisions = load_releases(), load_revisions()
+    if changes := list(find_changes(releases, revision.VERSION, script.steps(), revisions)):
+        sys.exit("\n".join(f"nothing was changed: {change}" for change in changes))
+    releases.setdefault(revision.VERSION, digests_of(script.steps(), revisions))
     PATH.write_text(json.dumps(releases, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    add_release()

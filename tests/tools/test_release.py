@@ -26,11 +26,13 @@ def release():
 
 @pytest.fixture
 def checkout(tmp_path):
-    """Copy what the checks read."""
+    """Copy what the checks read, with a first revision that is not frozen."""
     for folder in ("mailglass_reconcile", "alembic", "tests/support"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "CHANGELOG.md"):
         shutil.copy(ROOT / name, tmp_path)
+    (first,) = (tmp_path / "alembic" / "versions").glob("0001*.py")
+    first.rename(first.with_name("0001a_tables.py"))
     return tmp_path
 
 
