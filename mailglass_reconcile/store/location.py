@@ -74,5 +74,6 @@ def find_relocation(schemas: Iterable[SchemaTables], configured: str) -> Problem
     )
     return Problem(
         f"schema {left} has our tables but no mailglass_events, which schema {ledgers} has",
-        f"if Mailglass's tables have moved, move ours as {docs_url('upgrading.md#mailglass')} describes{setting}",
+        "if Mailglass's tables have moved, move ours as"
+        f" {docs_url('with-mailglass.md#move-our-tables-to-its-schema')} describes{setting}",
     )

@@ -46,7 +46,7 @@ _EXISTS = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema)"
 
 WITHOUT_LEDGER = (
     "the schema has our tables but no mailglass_events: Mailglass was rolled back, or its tables have moved to another"
-    " schema. docs/upgrading.md says what to do"
+    " schema. docs/with-mailglass.md says what to do"
 )
 
 OUR_OBJECTS = frozenset({*TABLES, *INDEXES, VERSION_TABLE})

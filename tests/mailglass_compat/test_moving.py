@@ -66,7 +66,7 @@ def finding(database: Installation) -> Finding:
 
 def read_documented_move(old_schema: str, new_schema: str) -> str:
     """Return the documented transaction between two schemas."""
-    page = (Path(__file__).parents[2] / "docs" / "upgrading.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "with-mailglass.md").read_text()
     [block] = [block for block in re.findall(r"```sql\n(.*?)```", page, re.S) if "SET SCHEMA" in block]
     moved = textwrap.dedent(block).replace("ALTER TABLE public.", f'ALTER TABLE "{old_schema}".')
     return moved.replace("SCHEMA mailglass;", f'SCHEMA "{new_schema}";').replace("= 'public'", f"= '{old_schema}'")
@@ -123,7 +123,7 @@ def test_the_doctor_and_migrate_say_that_mailglass_s_tables_have_moved(unmigrate
     old.migrate()
     new_schema = {"0.1.1": "mailglass", "2.x": "public"}[shape]
     move(empty_database_url, SCHEMAS[shape], new_schema)
-    with pytest.raises(DatabaseRefusedError, match=r"docs/upgrading\.md"):
+    with pytest.raises(DatabaseRefusedError, match=r"docs/with-mailglass\.md"):
         old.migrate()
     assert not old.is_current()
     result = finding(old)
@@ -141,7 +141,7 @@ def test_in_mailglass_s_new_schema_everything_leads_to_the_page_that_moves_our_t
     old.migrate()
     move(empty_database_url, SCHEMAS[shape], "Mail_Glass")
     new = installation(empty_database_url, "Mail_Glass")
-    moved = rf"schema {SCHEMAS[shape]} has our tables but no mailglass_events, .*upgrading\.md#mailglass"
+    moved = rf"schema {SCHEMAS[shape]} has our tables but no mailglass_events, .*with-mailglass\.md#move-our-tables"
     before = old.objects(), new.objects()
     for work in (old.migrate, new.migrate, lambda: new.migrate(plan=True)):
         with pytest.raises(DatabaseRefusedError, match=moved):

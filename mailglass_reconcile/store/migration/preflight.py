@@ -96,7 +96,7 @@ def refuse_partitioned(comparison: Comparison) -> None:
             raise DatabaseRefusedError(
                 f"nothing was changed: table {difference.step.table} is partitioned: build the index"
                 f" {difference.step.name} manually, as"
-                f" {docs_url('upgrading.md#a-partitioned-mailglass_deliveries')} describes, then run migrate again"
+                f" {docs_url('with-mailglass.md#a-partitioned-mailglass_deliveries')} describes, then run migrate again"
             )
 
 
