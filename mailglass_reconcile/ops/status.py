@@ -45,8 +45,8 @@ class Status:
         totals: `linked`, `expired` and `failed_runs` since the history began. None for one tenant.
         triggers: True if the triggers that maintain the table of open orphans are enabled.
         healthy: True if there are no problems, of whatever tenant.
-        problems: A sentence for each error, with its remedy.
-        warnings: A sentence for each warning, with its remedy.
+        problems: A sentence for each error: the check's name, the cause, the remedy.
+        warnings: The same for each warning.
     """
 
     tenant_id: str | None

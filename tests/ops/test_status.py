@@ -183,7 +183,7 @@ def test_before_the_first_sweep_status_counts_and_says_that_nobody_has_swept(db)
     insert(db, [], [orphan_row(postmark("m-1"))])
     status = load_status(db.database)
     assert (status.eligible, status.healthy) == (1, False)
-    assert status.problems[0].startswith("no full sweep of all tenants has run yet")
+    assert status.problems[0].startswith("sweeps: no full sweep of all tenants has run yet")
 
 
 @pytest.mark.slow
@@ -202,10 +202,12 @@ def test_json_keeps_to_its_schema(db, command):
 
 
 def test_check_is_one_line_and_an_exit_code(db, command):
-    """A sweep by command counts as a success; a database that cannot be reached is named on the same line."""
+    """Each problem begins with its check's name, a heading of the page; a sweep by command counts as a success; a
+    database that cannot be reached is named on the same line.
+    """
     result = command("status", "--check")
     assert (result.returncode, result.stdout.count("\n")) == (1, 1)
-    assert result.stdout.startswith("unhealthy: no full sweep of all tenants has run yet")
+    assert result.stdout.startswith("unhealthy: sweeps: no full sweep of all tenants has run yet")
     command("sweep")
     result = command("status", "--check")
     assert (result.returncode, result.stdout, result.stderr) == (0, "healthy\n", "")
@@ -213,7 +215,8 @@ def test_check_is_one_line_and_an_exit_code(db, command):
     command("sweep")
     result = command("status", "--check")
     assert (result.returncode, result.stdout.count("\n")) == (0, 1)
-    assert result.stdout.startswith("healthy, with a warning: no rule knows postmrak; did you mean postmark?")
+    said = "healthy, with a warning: key_rules: no rule knows postmrak; did you mean postmark?"
+    assert result.stdout.startswith(said)
     unreachable = command("status", "--check", MAILGLASS_DATABASE_URL="postgresql://nobody@127.0.0.1:1/none")
     assert (unreachable.returncode, unreachable.stdout[:11], unreachable.stdout.count("\n")) == (1, "unhealthy: ", 1)
 
@@ -223,7 +226,7 @@ def test_no_sweep_for_two_intervals_is_unhealthy(db):
     reconcile()
     assert load_problems(db.database) == []
     db.run(AGED)
-    assert load_problems(db.database)[0].startswith("no full sweep has succeeded for 1 hour (limit 10 minutes)")
+    assert load_problems(db.database)[0].startswith("sweeps: no full sweep has succeeded for 1 hour (limit 10 minutes)")
     assert load_findings(db.database, 2 * 3_600.0) == []
 
 

@@ -230,7 +230,7 @@ def test_anyone_may_see_the_health_and_only_the_token_shows_the_problems(db):
     answer = Visitor(closed, None).get(f"/readyz?token={TOKEN}")
     assert (answer.status_code, answer.text) == (503, "unhealthy\n")
     text = Visitor(closed).get("/readyz").text
-    assert text.startswith("unhealthy: no full sweep of all tenants has run yet")
+    assert text.startswith("unhealthy: sweeps: no full sweep of all tenants has run yet")
     assert text.count("\n") == 1
     mailglass_reconcile.reconcile()
     assert Visitor(app(db), None).get("/readyz").text == "healthy\n"

@@ -57,8 +57,8 @@ class Finding(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """The message with its remedy, as `status --check` and the dashboard show it."""
-        return self.message if self.remedy is None else f"{self.message}: {self.remedy}"
+        """The check's name, a heading of docs/doctor.md, and the message with its remedy, as `status` shows them."""
+        return ": ".join(filter(None, (self.check, self.message, self.remedy)))
 
     def as_dict(self) -> dict[str, str | None]:
         """Return the fields by name, as `doctor --json` prints them."""
