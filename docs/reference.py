@@ -379,7 +379,7 @@ STEPS = {
     "matched": LATE,
     "unseen": LATE,
     "unmatched": "[compare the ids](#everything-is-unmatched)",
-    "unmatchable": "[write a key rule](own-provider.md)",
+    "unmatchable": "`explain` shows the fields: correct the provider's name, or [write a key rule](own-provider.md)",
     "ambiguous": f"[record the recipient](#ambiguous-after-a-campaign), or {LINK}",
     "tenant_mismatch": "[record the right tenant](#everything-is-tenant_mismatch)",
     "recipient_mismatch": f"record one delivery per recipient, or {LINK}",
