@@ -23,7 +23,6 @@ from mailglass_reconcile.rules.states import OUTCOMES, RUN_STATUSES
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.runs import KINDS
 from mailglass_reconcile.sweep.result import REASONS
-from mailglass_reconcile.web import daemon_thread
 
 logger = logging.getLogger(__name__)
 
@@ -33,23 +32,21 @@ SECONDS = 2.0
 LEVELS = (checks.ERROR, checks.WARNING)
 
 
-def scrape(database: Database, seconds: float = SECONDS) -> bytes:
-    """Return all metrics in Prometheus's text format, within so many seconds; no error of the database is raised.
+def scrape(database: Database) -> bytes:
+    """Return all metrics in Prometheus's text format; no error of the database is raised.
 
-    If the database is down, slow or not migrated, `mailglass_reconcile_up` is 0, and nothing else is there.
+    If the database is down or not migrated, `mailglass_reconcile_up` is 0, and nothing else is there.
     """
-    return render(families(_collect(database, seconds)))
-
-
-def _collect(database: Database, seconds: float) -> MetricsSnapshot | None:
-    """Collect in a thread of its own, so that a hanging connection delays nothing else; a late result is dropped."""
     try:
-        return daemon_thread.start(lambda: collect(database)).result(seconds)
-    except TimeoutError:
-        logger.warning("no metrics: the database has not answered within %d seconds", seconds)
+        return render(families(collect(database)))
     except MailglassReconcileError as error:
-        logger.warning("no metrics: %s", error)
-    return None
+        return report_down(error)
+
+
+def report_down(reason: object) -> bytes:
+    """Log why there are no metrics, and return `mailglass_reconcile_up` as 0."""
+    logger.warning("no metrics: %s", reason)
+    return render(families(None))
 
 
 def families(snapshot: MetricsSnapshot | None) -> Iterator[Metric]:

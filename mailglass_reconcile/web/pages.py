@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -44,7 +45,7 @@ from mailglass_reconcile.store.listing import ListedEvent
 from mailglass_reconcile.store.runs import KINDS
 from mailglass_reconcile.web import chart, metrics, parameters
 from mailglass_reconcile.web.access import Access, is_cross_site, read_form
-from mailglass_reconcile.web.cache import BusyError, Cache
+from mailglass_reconcile.web.cache import Cache
 from mailglass_reconcile.web.parameters import InvalidParameterError, ListParameters, NotFoundError
 from mailglass_reconcile.web.rendering import STATIC, STATIC_TYPES, query_string, render
 
@@ -78,7 +79,6 @@ _TITLES = (
     (SchemaOutdatedError, "The database needs another revision"),
     (DatabaseRefusedError, "The database refuses"),
     (ConfigurationError, "A setting cannot be used"),
-    (BusyError, "Too many requests"),
 )
 
 
@@ -308,7 +308,11 @@ class Pages:
 
     @_with_error_pages
     async def metrics(self, request: Request) -> Response:
-        scraped = await self._probes.get("metrics", lambda: metrics.scrape(self._database))
+        try:
+            async with asyncio.timeout(metrics.SECONDS):
+                scraped = await self._probes.get("metrics", partial(metrics.scrape, self._database))
+        except TimeoutError:  # the read goes on, and the next request waits for the same one
+            scraped = metrics.report_down(f"the database has not answered within {metrics.SECONDS:.0f} seconds")
         return Response(scraped, media_type=exposition.CONTENT_TYPE)
 
     async def not_found(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -32,7 +32,7 @@ main()
 
 @pytest.mark.slow
 def test_sigterm_ends_it_even_if_the_database_hangs(db):
-    """It exits with 0 and without output while a request waits for a lock; the page works until then."""
+    """It exits with 0 and without output when the statement that waits for a lock ends; the page works until then."""
     with serve(db.environment()) as (process, address), db.engine.connect() as holder:
         assert httpx.get(address, headers=SIGNED_IN).status_code == 200
         assert httpx.get(f"{address}/healthz", headers={"host": "x.example"}).text == "alive\n"
