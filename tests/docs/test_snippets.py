@@ -166,7 +166,8 @@ from mailglass_reconcile import Sent, WebhookEvent, dispatch, record_send, recor
 update_crm = types.SimpleNamespace(apply_async=lambda *arguments, **options: called.append(options))
 called = []
 with engine.begin() as connection:
-    connection.execute(text({statements("handlers.md")[0]!r}))
+    for statement in {statements("handlers.md")!r}:
+        connection.execute(text(statement))
 """,
         """
 dispatch()  # it notes the types of the handlers
@@ -183,6 +184,8 @@ with engine.begin() as connection:
 assert dispatch().failed == 0
 with engine.begin() as connection:
     suppressed = connection.execute(text("SELECT address FROM suppressed ORDER BY address")).scalars().all()
+    statement = "SELECT attempt, not_before > now() + interval '23 hours' FROM mails_to_repeat"
+    assert [tuple(row) for row in connection.execute(text(statement))] == [(2, True)]
 assert suppressed == ["hard@b.example", "spam@b.example"]
 assert {call["task_id"] for call in called} == {str(item.event_id) for item in recorded[:6]}
 assert not any(call["retry"] for call in called)
@@ -273,24 +276,14 @@ with engine.begin() as connection:
         connection.execute(text(statement))
 """,
         """
-from mailglass_reconcile import WebhookEvent, dispatch, record_webhook
+from mailglass_reconcile import WebhookEvent, record_webhook
 
-def report(type_, message_id, **fields):
-    event = WebhookEvent(type=type_, occurred_at=dt.datetime.now(dt.UTC), provider_event_id=f"{type_}-{message_id}",
-                         message_id=message_id, **fields)
-    with engine.begin() as connection:
-        record_webhook(connection, provider="postmark", events=[event])
-
-dispatch()  # registers the handlers' types
-report("delivered", "m-2")
+with engine.begin() as connection:
+    at = dt.datetime.now(dt.UTC)
+    event = WebhookEvent(type="delivered", occurred_at=at, provider_event_id="e-2", message_id="m-2")
+    record_webhook(connection, provider="postmark", events=[event])
 assert import_mails(engine, batch_size=2) == 3 and import_mails(engine) == 0
-report("bounced", "m-2", bounce="soft")
-report("rejected", "m-3", reject_reason="spam", smtp_status="550 5.7.1")
-assert dispatch().failed == 0
-rows = lambda statement: [tuple(row) for row in engine.connect().execute(text(statement))]
-assert rows("SELECT attempt, not_before > now() + interval '23 hours' FROM mails_to_repeat") == [(2, True)]
-assert rows("SELECT summary FROM tickets") == [("rejected: spam 550 5.7.1",)]
-assert rows("SELECT count(*) FROM mailglass_open_orphans") == [(0,)]
+assert engine.connect().scalar(text("SELECT count(*) FROM mailglass_open_orphans")) == 0
 """,
     ),
     "celery.md": Frame(
