@@ -81,7 +81,7 @@ def test_a_role_that_owns_nothing_is_told_what_it_lacks_and_changes_nothing(empt
     url = database.engine.url.set(username=squatter, drivername="postgresql").render_as_string(hide_password=False)
     stranger = installation(url)
     database.run(f"REVOKE CREATE ON SCHEMA public FROM PUBLIC; REVOKE CREATE ON SCHEMA public FROM {squatter}")
-    with pytest.raises(DatabaseRefusedError, match=f"permission denied for role {squatter} on schema public"):
+    with pytest.raises(DatabaseRefusedError, match=f"nothing was .*: run GRANT CREATE ON SCHEMA public TO {squatter}$"):
         stranger.migrate()
     assert not any("mailglass" in line for line in database.objects())
     database.migrate()
@@ -94,6 +94,23 @@ def test_a_role_that_owns_nothing_is_told_what_it_lacks_and_changes_nothing(empt
     with pytest.raises(DatabaseRefusedError, match="table mailglass_open_orphans belongs to role postgres"):
         stranger.migrate()
     assert database.objects() == before
+
+
+def test_an_owner_that_may_not_create_in_the_schema_gets_the_grant_before_anything_is_changed(
+    empty_database_url, squatter
+):
+    """A revision that alters its tables would be committed, and then every new process would lack a function."""
+    database = installation(empty_database_url)
+    owned = installation(database.engine.url.set(username=squatter).render_as_string(hide_password=False))
+    owned.migrate()
+    database.run(f"REVOKE CREATE ON SCHEMA public FROM PUBLIC; REVOKE CREATE ON SCHEMA public FROM {squatter}")
+    assert owned.migrate()[-1].startswith("nothing to do")
+    database.run("DROP FUNCTION mailglass_reconcile_link_v1")
+    before = database.objects()
+    with pytest.raises(DatabaseRefusedError, match=f"nothing was .*: run GRANT CREATE ON SCHEMA public TO {squatter}$"):
+        owned.migrate()
+    assert database.objects() == before
+    assert "mailglass_reconcile_link_v1" in "".join(owned.migrate(plan=True))
 
 
 def test_a_trigger_of_another_role_s_function_is_refused(empty_database_url, shape, squatter):

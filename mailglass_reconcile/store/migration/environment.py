@@ -104,8 +104,9 @@ def _upgrade(context: Any, request: Request) -> None:
         preflight.refuse_incurable(tx, comparison)
         if not plan:
             preflight.refuse_partitioned(comparison)
-        if version is None:
-            preflight.refuse_without_revision(comparison)
+        if not (plan or is_done):
+            preflight.require_create(tx)
+        preflight.refuse_without_revision(comparison)
     if is_done:
         owned = f", owned by {comparison.owner}" if comparison.owner else ""
         say(f"nothing to do: the database is at revision {version}{owned}")

@@ -15,6 +15,11 @@ NO_WAY_BACK = "An older version works on the newer schema: install it, and leave
 
 _ENCODING = "SELECT current_setting('server_encoding')"
 
+_MISSING_GRANT = """
+SELECT format('GRANT CREATE ON SCHEMA %I TO %I', nspname, current_user)
+  FROM pg_namespace WHERE nspname = :schema AND NOT has_schema_privilege(oid, 'CREATE')
+"""
+
 _FOUND_TABLES = """
 SELECT c.relname::text
   FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -79,6 +84,14 @@ def refuse_foreign(tx: Transaction, comparison: Comparison) -> None:
         )
 
 
+def require_create(tx: Transaction) -> None:
+    """Raise an error if this role may not create objects in the schema: a revision that alters a table could commit."""
+    if grant := tx.execute(_MISSING_GRANT, {"schema": tx.schema}).scalar_one_or_none():
+        raise DatabaseRefusedError(
+            f"nothing was changed: this role may not create objects in schema {tx.schema} (SQLSTATE 42501): run {grant}"
+        )
+
+
 def refuse_incurable(tx: Transaction, comparison: Comparison) -> None:
     """Raise an error if no step cures a grave difference."""
     incurable = [
@@ -102,7 +115,7 @@ def refuse_partitioned(comparison: Comparison) -> None:
 
 def refuse_without_revision(comparison: Comparison) -> None:
     """Raise an error if our tables exist although the database has no revision, so nobody knows which they are of."""
-    if comparison.tables:
+    if comparison.tables and comparison.version is None:
         raise SchemaOutdatedError(
             f"nothing was changed: {', '.join(comparison.tables)} exist, but the database has no revision: restore"
             f" {schema.VERSION_TABLE} from a backup, or run `mailglass-reconcile migrate --remove`, then"
