@@ -10,13 +10,12 @@ from starlette.datastructures import QueryParams
 
 from mailglass_reconcile.ops import orphans
 from mailglass_reconcile.ops.runs import RunFilter
-from mailglass_reconcile.rules.humanize import parse_duration
 from mailglass_reconcile.rules.states import OPEN_STATES, RUN_STATUSES
 from mailglass_reconcile.store.listing import ListFilter
 from mailglass_reconcile.store.runs import KINDS
 
 HOURS = {6: "6 hours", 24: "24 hours", 168: "7 days"}
-FIELDS = ("state", "tenant", "provider", "type", "older", "newer", "message_id")
+FIELDS = ("state", "tenant", "provider", "type", "message_id")
 LONGEST = 512
 
 
@@ -53,8 +52,6 @@ def parse_listing(query: QueryParams) -> ListParameters:
         tenant_id=fields["tenant"] or None,
         provider=fields["provider"] or None,
         type=fields["type"] or None,
-        min_age_seconds=_parse_seconds("older", fields["older"]),
-        max_age_seconds=_parse_seconds("newer", fields["newer"]),
         message_id=fields["message_id"] or None,
     )
     return ListParameters(filters, _parse_after(query.get("after", "")), fields)
@@ -100,10 +97,3 @@ def _parse_after(text: str) -> UUID | None:
         return UUID(text) if text else None
     except ValueError:
         raise InvalidParameterError("after: an event's id is a UUID") from None
-
-
-def _parse_seconds(name: str, text: str) -> float | None:
-    try:
-        return parse_duration(text) if text else None
-    except ValueError as error:
-        raise InvalidParameterError(f"{name}: {error}") from None

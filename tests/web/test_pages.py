@@ -135,7 +135,7 @@ def test_every_response_has_the_policy_and_no_page_has_inline_code(db, planted_r
     paths = [
         *every_path(planted_rows),
         "/nothing",
-        "/orphans?older=x",
+        "/orphans?state=x",
         "/orphans?state=",
         "/static/page.css",
         "/static/none",
