@@ -39,11 +39,11 @@ def load_replayable(database: Database, type_: str, seconds: float, handler: str
     runtime.load_imports()
     registration.register(database)
     with database.reading() as tx:
-        selected = handled_types.load_registered(tx, type_=type_, handler=handler)
-        all_registered = handled_types.load_registered(tx)
+        registrations = handled_types.load_registered(tx)
+    selected = _select(registrations, type_, handler)
     if not selected:
         raise MailglassReconcileError(
-            f"{_none_registered(all_registered, type_, handler)}: a dispatch with its module registers it"
+            f"{_none_registered(registrations, type_, handler)}: a dispatch with its module registers it"
         )
     return [Registration(row.handler, row.type) for row in selected]
 
@@ -83,11 +83,11 @@ def load_registrations(database: Database, type_: str | None, handler: str | Non
         MailglassReconcileError: There are none, or a dispatcher still has one, and would register it again.
     """
     with database.reading() as tx:
-        selected = handled_types.load_registered(tx, type_=type_, handler=handler)
+        registrations = handled_types.load_registered(tx)
         waiting = handled_types.count_waiting_jobs(tx, type_=type_, handler=handler)
-        all_registered = handled_types.load_registered(tx)
+    selected = _select(registrations, type_, handler)
     if not selected and not waiting:
-        raise MailglassReconcileError(f"{_none_registered(all_registered, type_, handler)}, and no job of it waits")
+        raise MailglassReconcileError(f"{_none_registered(registrations, type_, handler)}, and no job of it waits")
     _require_unseen(selected)
     return selected, waiting
 
@@ -109,6 +109,10 @@ def forget(database: Database, type_: str | None, handler: str | None) -> int:
         with connected.writing() as tx:
             handled_types.forget(tx, type_=type_, handler=handler)
         return connected.in_batches(outbox.DELETE_WAITING, {"type": type_, "handler": handler})
+
+
+def _select(registrations: Sequence[Registered], type_: str | None, handler: str | None) -> list[Registered]:
+    return [row for row in registrations if type_ in (None, row.type) and handler in (None, row.handler)]
 
 
 def _none_registered(registrations: Sequence[Registered], type_: str | None, handler: str | None) -> str:

@@ -24,19 +24,9 @@ SELECT r.type, r.handler, now()::timestamp, CAST(:process AS text)
 RETURNING handler, type, xmax = 0 AS is_new
 """
 
-_WITHOUT_DISPATCHER = """
-SELECT handler, string_agg(type, ', ' ORDER BY type) AS types,
-       min(extract(epoch FROM now()::timestamp - seen_at))::float8 AS seconds
-  FROM {schema}.mailglass_handled_types
- WHERE seen_at < now()::timestamp - interval '1 hour'
- GROUP BY handler ORDER BY handler
-"""
-
 _REGISTERED = """
 SELECT handler, type, extract(epoch FROM now()::timestamp - seen_at)::float8 AS seen_seconds, seen_by
   FROM {schema}.mailglass_handled_types
- WHERE (CAST(:type AS text) IS NULL OR type = CAST(:type AS text))
-   AND (CAST(:handler AS text) IS NULL OR handler = CAST(:handler AS text))
  ORDER BY handler, type
 """
 
@@ -90,14 +80,6 @@ class Registration(NamedTuple):
     type: str
 
 
-class HandlerWithoutDispatcher(NamedTuple):
-    """A handler that no dispatcher has had for an hour, its types, and how many seconds ago the last one had it."""
-
-    handler: str
-    types: str
-    seconds: float
-
-
 class Registered(NamedTuple):
     """A registration in the database, how many seconds ago a dispatcher last had it, and that one's host and pid."""
 
@@ -121,17 +103,12 @@ def register(tx: Transaction, registrations: Collection[Registration]) -> list[R
     return [Registration(row.handler, row.type) for row in rows if row.is_new]
 
 
-def find_without_dispatcher(tx: Transaction) -> list[HandlerWithoutDispatcher]:
-    """Return the handlers that no dispatcher has named for an hour."""
-    return list(map(HandlerWithoutDispatcher._make, tx.execute(_WITHOUT_DISPATCHER)))
+def load_registered(tx: Transaction) -> list[Registered]:
+    """Return all registrations."""
+    return list(map(Registered._make, tx.execute(_REGISTERED)))
 
 
-def load_registered(tx: Transaction, *, type_: str | None = None, handler: str | None = None) -> list[Registered]:
-    """Return the registrations of a type, of a handler, of both, or all."""
-    return list(map(Registered._make, tx.execute(_REGISTERED, {"type": type_, "handler": handler})))
-
-
-def count_waiting_jobs(tx: Transaction, *, type_: str | None = None, handler: str | None = None) -> int:
+def count_waiting_jobs(tx: Transaction, *, type_: str | None, handler: str | None) -> int:
     """Count the waiting jobs of a type, of a handler or of both."""
     number: int = tx.execute(_WAITING, {"type": type_, "handler": handler}).scalar_one()
     return number

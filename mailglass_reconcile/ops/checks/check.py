@@ -14,10 +14,9 @@ from mailglass_reconcile.ops.lock_holders import LockHolder
 from mailglass_reconcile.ops.runs import RunHistory
 from mailglass_reconcile.rules.states import FindingStatus
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
-from mailglass_reconcile.store import handled_types, listing, outbox, privileges, reports, schema, window
+from mailglass_reconcile.store import listing, outbox, privileges, reports, schema, window
 from mailglass_reconcile.store.comparison import Comparison, Difference, compare
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.handled_types import HandlerWithoutDispatcher
 from mailglass_reconcile.store.listing import NewestGroup
 from mailglass_reconcile.store.privileges import ComparedRole
 from mailglass_reconcile.store.reports import ProviderReports
@@ -186,11 +185,6 @@ class CheckContext:
     @cached_property
     def outbox(self) -> outbox.Facts:
         return outbox.load_facts(self.tx)
-
-    @cached_property
-    def handlers_without_dispatcher(self) -> list[HandlerWithoutDispatcher]:
-        """The handlers that no dispatcher has registered for an hour."""
-        return handled_types.find_without_dispatcher(self.tx)
 
     @cached_property
     def newest_orphans(self) -> list[NewestGroup]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from itertools import groupby
+from operator import attrgetter
 
 from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok, warning
 from mailglass_reconcile.ops.checks.sweeps import WORKER_CHECKS
@@ -11,6 +13,10 @@ from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.humanize import format_duration, pluralize
 from mailglass_reconcile.rules.thresholds import HANDLERS_LATE_SECONDS
 from mailglass_reconcile.store import outbox
+from mailglass_reconcile.store.handled_types import load_registered
+
+UNSEEN_SECONDS = 3_600
+"""Seconds after which a handler that no dispatcher has registered again has none."""
 
 
 @check("handlers", fast=True)
@@ -51,15 +57,17 @@ def handlers(context: CheckContext) -> Iterator[Finding]:
 @check("handled_types", fast=True)
 def handled_types(context: CheckContext) -> Iterator[Finding]:
     """Each registered handler has a dispatcher."""
-    for registration in context.handlers_without_dispatcher:
-        name = shlex.quote(registration.handler)
+    unseen = [row for row in load_registered(context.tx) if row.seen_seconds > UNSEEN_SECONDS]
+    for handler, grouped in groupby(unseen, attrgetter("handler")):
+        rows = list(grouped)
+        types = ", ".join(row.type for row in rows)
         yield error(
-            f"no dispatcher has had the handler {registration.handler} ({registration.types}) for"
-            f" {format_duration(registration.seconds)}, so its jobs wait",
+            f"no dispatcher has had the handler {handler} ({types}) for"
+            f" {format_duration(min(row.seen_seconds for row in rows))}, so its jobs wait",
             "start a dispatcher with the handler's module in MAILGLASS_IMPORTS; if its function was"
-            f" moved or renamed, give it name={registration.handler!r}; if it is gone for good,"
-            f" run `mailglass-reconcile dispatch --forget --handler {name}` as the owner of the tables",
+            f" moved or renamed, give it name={handler!r}; if it is gone for good,"
+            f" run `mailglass-reconcile dispatch --forget --handler {shlex.quote(handler)}` as the owner of the tables",
             (*WORKER_CHECKS, "beat"),
         )
-    if not context.handlers_without_dispatcher:
+    if not unseen:
         yield ok("every registered handler has a dispatcher")
