@@ -242,7 +242,7 @@ def blocks() -> dict[str, str]:
         "schemas": schemas(),
         "metrics": metrics(dashboard_metrics.families(EMPTY)),
         "metrics of a receiver": metrics(
-            family for family in receiver_metrics.families({}) if family.name != f"{exposition.PREFIX}messages"
+            family for family in receiver_metrics.families() if family.name != f"{exposition.PREFIX}messages"
         ),
         "instruments": instruments(),
         "checks of the doctor": doctors_own_checks(),

@@ -165,6 +165,8 @@ class BodyTooLargeError(InvalidWebhookError):
 class SignatureError(MailglassReconcileError):
     """A webhook's signature, or its user name and password, is missing, wrong or too old."""
 
+    cause = "signature"
+
 
 def sqlstate(error: DBAPIError) -> str | None:
     """Return the SQLSTATE of *error*, or None if the server sent none (a lost connection)."""

@@ -53,7 +53,7 @@ Span = trace.Span
 
 _lock = threading.Lock()
 _counts: Counter[tuple[str, str]] = Counter()
-_format_warnings: Counter[tuple[str, str]] = Counter()
+_counts_of_providers: dict[str, Counter[tuple[str, str]]] = {"format_warnings": Counter(), "webhooks": Counter()}
 Value = str | int | None
 
 
@@ -63,6 +63,7 @@ class _Instruments(NamedTuple):
     messages: metrics.Counter
     recording_failures: metrics.Counter
     format_warnings: metrics.Counter
+    webhooks: metrics.Counter
     duration: metrics.Histogram
     lag: metrics.Histogram
 
@@ -106,6 +107,12 @@ def make_instruments(meter: metrics.Meter) -> _Instruments:
             "{event}",
             "Events of a known type with neither a message id nor a recipient, by `provider` and `type`: the provider"
             " has changed its format",
+        ),
+        webhooks=meter.create_counter(
+            f"{NAME}.webhooks",
+            "{webhook}",
+            "POST requests by `provider`, `unknown` for any other name, and `result`: `received`, `refused`, `failed`"
+            " (the provider was asked to send it again)",
         ),
         duration=meter.create_histogram(
             f"{NAME}.sweep.duration",
@@ -175,15 +182,18 @@ def count_sweep(status: str, duration_ms: int | None = None) -> None:
 
 def count_format_warning(provider: str, type_: str) -> None:
     """Count an event in a format that its provider seems to have changed."""
-    _instruments().format_warnings.add(1, {"provider": provider, "type": type_})
-    with _lock:
-        _format_warnings[provider, type_] += 1
+    _count_of_provider("format_warnings", provider, "type", type_)
 
 
-def format_warnings() -> dict[tuple[str, str], int]:
-    """Return the number of such events since the start of this process, by provider and type."""
+def count_webhook(provider: str, result: str) -> None:
+    """Count a webhook by its provider, or `unknown`, and its result: `received`, `refused` or `failed`."""
+    _count_of_provider("webhooks", provider, "result", result)
+
+
+def counts_of_providers(name: str) -> dict[tuple[str, str], int]:
+    """Return a counter's values since the start of this process, by provider and the other attribute."""
     with _lock:
-        return dict(_format_warnings)
+        return dict(_counts_of_providers[name])
 
 
 def record_lags(seconds: Iterable[float]) -> None:
@@ -201,3 +211,10 @@ def _count(name: str, numbers: Mapping[str, int]) -> None:
             counter.add(number, {attribute: value})
             with _lock:
                 _counts[name, value] += number
+
+
+def _count_of_provider(name: str, provider: str, attribute: str, value: str) -> None:
+    counter: metrics.Counter = getattr(_instruments(), name)
+    counter.add(1, {"provider": provider, attribute: value})
+    with _lock:
+        _counts_of_providers[name][provider, value] += 1

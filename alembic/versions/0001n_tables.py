@@ -121,6 +121,20 @@ CREATE TABLE {schema}.mailglass_open_orphan_ids (
 COMMENT ON TABLE {schema}.mailglass_open_orphan_ids IS
   'mailglass-reconcile: the message ids under which the delivery of an open orphan may be stored';
 
+CREATE TABLE {schema}.mailglass_reconcile_refusals (
+  provider    text NOT NULL,
+  tenant_id   text NOT NULL DEFAULT '',
+  since       timestamp NOT NULL,
+  last_at     timestamp NOT NULL,
+  refused     bigint NOT NULL,
+  failed      bigint NOT NULL,
+  cause       text NOT NULL,
+  accepted_at timestamp,
+  PRIMARY KEY (provider, tenant_id)
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+COMMENT ON TABLE {schema}.mailglass_reconcile_refusals IS
+  'mailglass-reconcile: the last refused webhooks of each provider, and when one was accepted since';
+
 CREATE TABLE {schema}.mailglass_reconcile_retention (
   relation text PRIMARY KEY,
   days     integer NOT NULL

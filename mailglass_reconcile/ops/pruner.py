@@ -21,7 +21,7 @@ from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.rules.matching import UNMATCHABLE, UNMATCHED
 from mailglass_reconcile.rules.states import RunStatus
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import outbox, privileges, repair, retention, runs, schema
+from mailglass_reconcile.store import outbox, privileges, refusals, repair, retention, runs, schema
 from mailglass_reconcile.store.database import STATEMENT_TIMEOUT_MS, Database, OpenConnection, with_retries
 from mailglass_reconcile.store.runs import Origin, Run
 from mailglass_reconcile.sweep.reading import ChunkReader, match_slice
@@ -155,6 +155,7 @@ class _Prune:
         yield "ids", repair.remove_stray_ids
         yield "events", self._delete_events
         yield "deliveries", self._delete_deliveries
+        yield "refusals", _make_delete_step(refusals.DELETE_OLD, refusals.RETENTION_DAYS)
         yield "history", runs.fold_old
 
     def _expire(self, connected: OpenConnection) -> int:

@@ -38,6 +38,8 @@ MIN_HEADER_SECRET = 16
 class ClockError(SignatureError):
     """A signature is right, and its time is too far from this machine's clock."""
 
+    cause = "clock"
+
 
 class SignedRequest(NamedTuple):
     """A webhook as a provider sends it."""

@@ -40,6 +40,12 @@ _SIGNED_FIELDS = {
 }
 
 
+class AnotherTopicError(SignatureError):
+    """A notification is not of the topic whose ARN is the secret."""
+
+    cause = "topic"
+
+
 class NotificationService(NamedTuple):
     """A service that sends notifications, with the addresses of its certificates and confirmations."""
 
@@ -103,7 +109,7 @@ def verify(request: WebhookRequest, secret: str, service: NotificationService, n
     except InvalidWebhookError as error:
         raise SignatureError(str(error)) from None
     if not signatures.constant_time_equal(str(body.get("TopicArn")), secret.strip()):
-        raise SignatureError("the notification is of another topic")
+        raise AnotherTopicError("the notification is of another topic")
     url, signature = body.get("SigningCertURL"), body.get("Signature")
     if not isinstance(url, str) or not url or _region_of_certificate(url, service) != _region_of_topic(secret):
         raise SignatureError(f"the certificate is not one of {service.name}'s in the topic's region")

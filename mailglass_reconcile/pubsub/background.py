@@ -203,10 +203,11 @@ class _Thread:
                     queue.claim_batch()
                     self._is_working = self._may_be_connected = True
                     return queue
-                if self._may_be_connected and not due and (self.is_flushing or now - idle_since >= IDLE_SECONDS):
+                closes_at = idle_since + (0.0 if self.is_flushing and not due else IDLE_SECONDS)
+                if self._may_be_connected and now >= closes_at:
                     self._is_working = True
                     return None
-                until = [*due.values(), *([idle_since + IDLE_SECONDS] if self._may_be_connected and not due else [])]
+                until = [*due.values(), *([closes_at] if self._may_be_connected else [])]
                 self.condition.wait(min(until) - now if until else None)
 
 

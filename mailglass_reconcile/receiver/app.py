@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
@@ -25,13 +24,13 @@ from mailglass_reconcile.receiver.admission import (
 )
 from mailglass_reconcile.receiver.log import log_recorded
 from mailglass_reconcile.receiver.opening import IncomingWebhook, OpenedWebhook, public_url, require_method
-from mailglass_reconcile.receiver.refusals import INVALID_SIGNATURE, refusal
+from mailglass_reconcile.receiver.refusals import refuse
+from mailglass_reconcile.receiver.results import RequestResult
 from mailglass_reconcile.receiver.secret_store import SecretsArgument, SecretStore
 from mailglass_reconcile.receiver.verifier import VerificationThread
 from mailglass_reconcile.record import failures, validation
 from mailglass_reconcile.record.after_commit import Recorded, broadcast
 from mailglass_reconcile.record.webhooks import record_webhook
-from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.store.engines import connect
 
 THREADS = 8
@@ -106,8 +105,6 @@ class Receiver:
         self._waiting_threads = ThreadPoolExecutor(2, thread_name_prefix="mailglass-certificate-waits")
         self._tenant_threads = ThreadPoolExecutor(THREADS, thread_name_prefix="mailglass-tenants")
         self._tenant_lookups = 0
-        self.results: Counter[tuple[str, str]] = Counter()
-        """Webhooks by provider (`unknown` for any other name) and result: received, refused or failed."""
         self.metrics_token: str | None = None
         """The token for `/metrics`; without one, there are no metrics."""
 
@@ -125,6 +122,7 @@ class Receiver:
 
     async def _respond(self, scope: Scope, body: _RequestBody) -> Response:
         provider = scope["path"].rstrip("/").rpartition("/")[2]
+        result = RequestResult(provider, self._engine, is_webhook=scope["method"] == "POST")
         try:
             if scope["method"] in ("GET", "HEAD"):  # Mandrill and Unisender Go send one before they accept an address
                 if provider == "metrics":
@@ -134,16 +132,13 @@ class Receiver:
                 return _OK
             require_method(scope["method"], provider)
             if scope["method"] == "OPTIONS":
-                webhook, _ = await self._accept_head(provider, scope)
+                webhook, _ = await self._accept_head(result, scope)
                 return Response(200, "ok", webhook.allowed_origin())
-            response = await self._receive(provider, scope, body)
+            response = await self._receive(result, scope, body)
         except Exception as error:
-            response = Response(*refusal(provider, error))
-        else:
-            log_recorded(provider, response.recorded)
-        if scope["method"] == "POST":
-            name = provider_rules.canonical(provider) if registry.is_known(provider) else "unknown"
-            self.results[name, _result(response)] += 1
+            return Response(*refuse(result, error))
+        log_recorded(provider, response.recorded)
+        result.count("received")
         return response
 
     def _metrics(self, scope: Scope, token: str | None) -> Response:
@@ -155,11 +150,11 @@ class Receiver:
             return Response(401, "the token is missing or wrong", {"www-authenticate": 'Bearer realm="metrics"'})
         from mailglass_reconcile.receiver import metrics  # noqa: PLC0415 - its library is an extra
 
-        return Response(200, metrics.scrape(self.results).decode().rstrip(), content_type=metrics.CONTENT_TYPE)
+        return Response(200, metrics.scrape().decode().rstrip(), content_type=metrics.CONTENT_TYPE)
 
-    async def _receive(self, provider: str, scope: Scope, incoming: _RequestBody) -> Response:
+    async def _receive(self, result: RequestResult, scope: Scope, incoming: _RequestBody) -> Response:
         """Verify a webhook, cheapest checks first, and record its events."""
-        webhook, tenant = await self._accept_head(provider, scope)
+        webhook, tenant = await self._accept_head(result, scope)
         webhook.require_size(incoming.content_length)
         with self.admission.admit(webhook.provider, verified=webhook.is_verified) as body:
             webhook.add_body(await self.admission.read(body, incoming, webhook.record.max_bytes))
@@ -176,10 +171,12 @@ class Receiver:
             )
         return Response(200, "ok", recorded=recorded)
 
-    async def _accept_head(self, provider: str, scope: Scope) -> tuple[IncomingWebhook, str | None]:
+    async def _accept_head(self, result: RequestResult, scope: Scope) -> tuple[IncomingWebhook, str | None]:
         """Return a webhook without its body, and its tenant if its secrets depend on it."""
+        provider = result.provider
         registry.get_provider(provider)  # an application's functions are called for known providers only
         tenant, secrets = await self._tenant_and_secrets(provider, scope["path"])
+        result.tenant_id = tenant or ""
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         return IncomingWebhook(provider, headers, secrets=secrets, url=_address(scope, headers, self._base)), tenant
 
@@ -235,12 +232,6 @@ class Receiver:
         if tenant is None and callable(self._tenant):
             raise UnknownProviderError("there is no such tenant")
         return validation.configured_tenant("tenant_id", runtime.get_settings().tenant if tenant is None else tenant)
-
-
-def _result(response: Response) -> str:
-    if response.text == INVALID_SIGNATURE:
-        return "refused"
-    return "received" if response.status == 200 else "failed" if response.status in (408, 429, 503) else "refused"
 
 
 async def _run_in_thread(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from prometheus_client.core import Metric
 
@@ -11,21 +11,22 @@ from mailglass_reconcile import exposition, telemetry
 CONTENT_TYPE = exposition.CONTENT_TYPE
 
 
-def scrape(results: Mapping[tuple[str, str], int]) -> bytes:
-    """Return the counters in Prometheus's text format; *results* are webhooks by provider and result."""
-    return exposition.render(families(results))
+def scrape() -> bytes:
+    """Return the counters in Prometheus's text format."""
+    return exposition.render(families())
 
 
-def families(results: Mapping[tuple[str, str], int]) -> Iterator[Metric]:
+def families() -> Iterator[Metric]:
     """Yield each metric."""
     help_ = (
         "POST requests by provider, `unknown` for any other name: `received` (answered with 200), `refused` (wrong"
         " signature, a body that cannot be read, 404 without a secret), `failed` (the provider was asked to send it"
         " again)"
     )
-    yield exposition.make_counter("webhooks", help_, ("provider", "result"), sorted(results.items()))
+    results = sorted(telemetry.counts_of_providers("webhooks").items())
+    yield exposition.make_counter("webhooks", help_, ("provider", "result"), results)
     help_ = "Events of a known type with neither a message id nor a recipient: the provider has changed its format"
-    warnings = sorted(telemetry.format_warnings().items())
+    warnings = sorted(telemetry.counts_of_providers("format_warnings").items())
     yield exposition.make_counter("webhook_format_warnings", help_, ("provider", "type"), warnings)
     help_ = "Sends and webhooks that were not recorded, by the class of the error"
     failures = exposition.samples_by_label(telemetry.counts("recording_failures"))

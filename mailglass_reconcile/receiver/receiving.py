@@ -11,6 +11,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.providers import registry
 from mailglass_reconcile.receiver import secret_store
 from mailglass_reconcile.receiver.opening import IncomingWebhook, public_url
+from mailglass_reconcile.receiver.results import RequestResult, own_engine
 from mailglass_reconcile.record import validation
 from mailglass_reconcile.record.after_commit import Recorded
 from mailglass_reconcile.record.webhooks import record_webhook
@@ -64,7 +65,10 @@ def receive(
     # Before the first statement, which would hold locks and a snapshot meanwhile.
     incoming.await_certificate(may_wait=not engines.engine_of(connection).dialect.is_async)
     webhook = incoming.open()
-    if not webhook.events:
+    recorded: list[Recorded] = []
+    if webhook.events:
+        recorded = record_webhook(connection, tenant_id=tenant_id, provider=provider, events=webhook.events)
+    else:
         webhook.confirm()
-        return []
-    return record_webhook(connection, tenant_id=tenant_id, provider=provider, events=webhook.events)
+    RequestResult(provider, own_engine()).count("received")
+    return recorded

@@ -6,10 +6,15 @@ import logging
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from sqlalchemy.exc import DBAPIError
+
 from mailglass_reconcile.errors import (
     BodyTooLargeError,
+    DatabaseRefusedError,
+    DatabaseUnavailableError,
     InvalidEventError,
     InvalidWebhookError,
+    SchemaOutdatedError,
     SignatureError,
     UnknownProviderError,
 )
@@ -22,6 +27,7 @@ from mailglass_reconcile.receiver.admission import (
     MethodNotAllowedError,
     OverloadedError,
 )
+from mailglass_reconcile.receiver.results import RequestResult, own_engine
 from mailglass_reconcile.record import failures
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.addresses import contains_address
@@ -31,9 +37,11 @@ from mailglass_reconcile.rules.log_throttle import LogThrottle
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER: Mapping[str, str] = {"retry-after": "30"}
+RETRY_STATUSES = (408, 429, 503)
 INVALID_SIGNATURE = "invalid signature"
 
 _throttle = LogThrottle()
+_OF_THE_DATABASE = (DatabaseUnavailableError, DatabaseRefusedError, SchemaOutdatedError, DBAPIError)
 
 
 class Refusal(NamedTuple):
@@ -63,6 +71,19 @@ def refusal(provider: str, error: Exception) -> Refusal:
     Returns:
         Status, text and headers.
     """
+    return refuse(RequestResult(provider, own_engine()), error)
+
+
+def refuse(result: RequestResult, error: Exception) -> Refusal:
+    """Do what `refusal` does, and count it as the result of a request."""
+    answer, cause = _make_refusal(result.provider, error)
+    is_for_good = answer.text == INVALID_SIGNATURE or answer.status not in RETRY_STATUSES
+    result.count("refused" if is_for_good else "failed", cause)
+    return answer
+
+
+def _make_refusal(provider: str, error: Exception) -> tuple[Refusal, str | None]:
+    """Return the response, and the cause to store, in a word of ours; None stores nothing."""
     is_known = registry.is_known(provider)
     record = registry.get_provider(provider) if is_known else None
     subject = f"a webhook of {provider_rules.canonical(provider)}" if is_known else "a webhook"
@@ -73,7 +94,7 @@ def refusal(provider: str, error: Exception) -> Refusal:
         if _throttle.allow((subject, cause)):
             logger.log(level, "%s was refused: %s", subject, cause)
 
-    answer = Refusal(retry_status, "try again later", RETRY_AFTER)
+    answer, stored_cause = Refusal(retry_status, "try again later", RETRY_AFTER), None
     match error:
         case UnknownProviderError():
             _log_unknown(subject, str(error) if is_known else None, provider)
@@ -81,13 +102,13 @@ def refusal(provider: str, error: Exception) -> Refusal:
         case SignatureError():
             log(logging.WARNING, str(error))
             headers = {"www-authenticate": 'Basic realm="webhooks"'} if rejection_status == 401 else RETRY_AFTER
-            answer = Refusal(rejection_status, INVALID_SIGNATURE, headers)
+            answer, stored_cause = Refusal(rejection_status, INVALID_SIGNATURE, headers), error.cause
         case BodyTooLargeError():
             log(logging.WARNING, "its body is too large")
-            answer = Refusal(413, "the body is too large")
+            answer, stored_cause = Refusal(413, "the body is too large"), "too large"
         case InvalidWebhookError() | InvalidEventError():
             log(logging.ERROR, str(error))
-            answer = Refusal(400, "the body cannot be read")
+            answer, stored_cause = Refusal(400, "the body cannot be read"), "unreadable"
         case ClientDisconnectedError():
             log(logging.WARNING, "its client disconnected before the end of the body")
             answer = Refusal(400, "the client has left")
@@ -102,11 +123,13 @@ def refusal(provider: str, error: Exception) -> Refusal:
             answer = Refusal(408 if retry_status == 503 else retry_status, "the body did not arrive in time")
         case UnavailableError():
             log(logging.WARNING, str(error))
+            stored_cause = "certificate"
         case OverloadedError():
             log(logging.WARNING, "too many webhooks are in flight")
         case _:  # including errors of an application's functions, and bugs of ours
             failures.log_failure(subject, error)
-    return answer
+            stored_cause = "database" if isinstance(error, _OF_THE_DATABASE) else "other"
+    return answer, stored_cause
 
 
 def _log_unknown(subject: str, cause: str | None, provider: str) -> None:

@@ -192,9 +192,9 @@ def _run_actions(actions: Sequence[AfterCommitAction]) -> list[AfterCommitAction
     to_repeat = []
     for group in by_pool.values():
         engine = group[0].engine or runtime.get_engine()
-        if not _connections.is_backing_off(engine):
+        if not connections.is_backing_off(engine):
             with _log_errors():
-                to_repeat += _connections.run(engine, partial(_run_on_connection, group))
+                to_repeat += connections.run(engine, partial(_run_on_connection, group))
                 continue
         _count_failed(group)
     return to_repeat
@@ -305,15 +305,11 @@ class _Connections:
         """True if the engine's database could not be reached a moment ago."""
         return time.monotonic() < self._backoff_until.get(engine.pool, 0)
 
-    def run(
-        self, engine: sa.Engine, action: Callable[[OpenConnection], list[AfterCommitAction]]
-    ) -> list[AfterCommitAction]:
+    def run(self, engine: sa.Engine, action: Callable[[OpenConnection], T]) -> T:
         """Call *action* with a connection, and return its result; a connection that was lost is replaced once."""
         return self._in_loop(engine, partial(self._run, engine, action))
 
-    def _run(
-        self, engine: sa.Engine, action: Callable[[OpenConnection], list[AfterCommitAction]]
-    ) -> list[AfterCommitAction]:
+    def _run(self, engine: sa.Engine, action: Callable[[OpenConnection], T]) -> T:
         settings, limits = runtime.get_settings(), runtime.get_limits()
         was_open = engine.pool in self._open
         try:
@@ -367,16 +363,16 @@ class _Connections:
 
 
 _throttle = LogThrottle()
-_connections = _Connections()
+connections = _Connections()
 _queue = Queue(
     _run_actions,
     limit=MAX_WAITING_IDS,
     batch=Limits.ids_per_batch,
     size=attrgetter("size"),
     delay=GATHER_SECONDS,
-    close=_connections.close,
+    close=connections.close,
 )
-os.register_at_fork(after_in_child=_connections.leave_to_parent)
+os.register_at_fork(after_in_child=connections.leave_to_parent)
 
 
 def attach_actions(connection_or_session: sa.Connection | Session, recorded: list[Result]) -> list[Result]:

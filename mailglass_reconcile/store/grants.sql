@@ -76,6 +76,8 @@ GRANT INSERT (event_id, handler, delivery_id, type, next_at, inserted_at)
    ON mailglass_handler_outbox TO mailglass_recorder;
 -- see which handlers there are
 GRANT SELECT ON mailglass_handled_types TO mailglass_recorder;
+-- tell the doctor of refused webhooks
+GRANT SELECT, INSERT, UPDATE ON mailglass_reconcile_refusals TO mailglass_recorder;
 \endif
 
 -- mailglass_viewer: the pages of your application that show what became of a mail.
@@ -127,6 +129,8 @@ GRANT SELECT,
 GRANT SELECT ON mailglass_handled_types TO mailglass_sweeper;
 -- record runs, which `status` reads
 GRANT SELECT, INSERT, UPDATE, DELETE ON mailglass_reconcile_runs TO mailglass_sweeper;
+-- see refused webhooks, and prune old ones
+GRANT SELECT, DELETE ON mailglass_reconcile_refusals TO mailglass_sweeper;
 -- know the ages at which the owner of the tables lets it delete rows
 GRANT SELECT ON mailglass_reconcile_retention TO mailglass_sweeper;
 -- delete old events, if a retention is set
@@ -203,6 +207,8 @@ GRANT SELECT ON mailglass_handler_outbox TO mailglass_reader;
 GRANT SELECT ON mailglass_handled_types TO mailglass_reader;
 -- show runs
 GRANT SELECT ON mailglass_reconcile_runs TO mailglass_reader;
+-- show refused webhooks
+GRANT SELECT ON mailglass_reconcile_refusals TO mailglass_reader;
 -- count the raw webhooks that a prune would delete
 GRANT SELECT (status, inserted_at) ON mailglass_webhook_events TO mailglass_reader;
 -- show deliveries, and which session has locked one (`xmax`)

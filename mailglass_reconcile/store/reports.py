@@ -98,11 +98,13 @@ SELECT tenant_id, sent_by AS provider, count(*) FILTER (WHERE due) AS deliveries
                   CASE WHEN reported AND last_event_type NOT IN ('opened', 'clicked', 'unsubscribed')
                        THEN last_event_at END)))::float8 AS reported_seconds,
        NULL::float8 AS arrived_seconds, count(*) FILTER (WHERE of_today AND NOT reported) AS unreported_today,
-       count(*) FILTER (WHERE of_today AND reported) AS reported_today, 0 AS unmatched_today
+       count(*) FILTER (WHERE of_today AND reported) AS reported_today, 0 AS unmatched_today,
+       extract(epoch FROM now()::timestamp - max(dispatched_at) FILTER (WHERE of_today AND NOT reported))::float8
+         AS last_unreported_seconds
   FROM seen GROUP BY tenant_id, sent_by
  UNION ALL
 SELECT tenant_id, provider, 0, 0, NULL, NULL, extract(epoch FROM now()::timestamp - max(arrived_at))::float8, 0, 0,
-       count(*) FILTER (WHERE state = 'unmatched' AND arrived_at > now()::timestamp - interval '1 day')
+       count(*) FILTER (WHERE state = 'unmatched' AND arrived_at > now()::timestamp - interval '1 day'), NULL
   FROM (SELECT tenant_id, left(provider, 512) AS provider, arrived_at, state FROM {schema}.mailglass_open_orphans
          ORDER BY arrived_at DESC, event_id DESC LIMIT :newest_orphans) AS o
  GROUP BY tenant_id, provider
@@ -168,11 +170,13 @@ SELECT tenant_id, sent_by AS provider, count(*) FILTER (WHERE due) AS deliveries
                   CASE WHEN reported AND last_event_type NOT IN ('opened', 'clicked', 'unsubscribed')
                        THEN last_event_at END)))::float8 AS reported_seconds,
        NULL::float8 AS arrived_seconds, count(*) FILTER (WHERE of_today AND NOT reported) AS unreported_today,
-       count(*) FILTER (WHERE of_today AND reported) AS reported_today, 0 AS unmatched_today
+       count(*) FILTER (WHERE of_today AND reported) AS reported_today, 0 AS unmatched_today,
+       extract(epoch FROM now()::timestamp - max(dispatched_at) FILTER (WHERE of_today AND NOT reported))::float8
+         AS last_unreported_seconds
   FROM seen GROUP BY tenant_id, sent_by
  UNION ALL
 SELECT tenant_id, provider, 0, 0, NULL, NULL, extract(epoch FROM now()::timestamp - max(arrived_at))::float8, 0, 0,
-       count(*) FILTER (WHERE state = 'unmatched' AND arrived_at > now()::timestamp - interval '1 day')
+       count(*) FILTER (WHERE state = 'unmatched' AND arrived_at > now()::timestamp - interval '1 day'), NULL
   FROM (SELECT tenant_id, left(provider, 512) AS provider, arrived_at, state FROM {schema}.mailglass_open_orphans
          ORDER BY arrived_at DESC, event_id DESC LIMIT :newest_orphans) AS o
  GROUP BY tenant_id, provider
@@ -192,6 +196,8 @@ class ProviderReports(NamedTuple):
         unreported_today: Deliveries of the last 24 hours without a report, in the sample.
         reported_today: Deliveries of the last 24 hours with a report, in the sample.
         unmatched_today: Open events of the last 24 hours that match no delivery, in the sample.
+        last_unreported_seconds: Seconds since the last delivery of the last 24 hours without a report was sent, which
+            is more than ten minutes; None if the sample has none.
         by_tenant: The same for each tenant's deliveries.
     """
 
@@ -203,6 +209,7 @@ class ProviderReports(NamedTuple):
     unreported_today: int = 0
     reported_today: int = 0
     unmatched_today: int = 0
+    last_unreported_seconds: float | None = None
     by_tenant: Mapping[str, ProviderReports] = MappingProxyType({})
 
     @property
@@ -255,6 +262,7 @@ class _Row(NamedTuple):
     unreported_today: int
     reported_today: int
     unmatched_today: int
+    last_unreported_seconds: float | None
 
 
 def _merge(rows: Iterable[_Row]) -> list[ProviderReports]:
@@ -292,12 +300,17 @@ def _add_up(name: str | None, rows: Iterable[_Row], webhooks: Iterable[_Row]) ->
         name,
         sum(row.deliveries for row in rows),
         sum(row.without_report for row in rows),
-        reported if math.isfinite(reported) else None,
+        _finite(reported),
         last if unreported < last else None,
         sum(row.unreported_today for row in rows),
         sum(row.reported_today for row in rows),
         sum(row.unmatched_today for row in rows),
+        _finite(_minimum(row.last_unreported_seconds for row in rows)),
     )
+
+
+def _finite(seconds: float) -> float | None:
+    return seconds if math.isfinite(seconds) else None
 
 
 def _minimum(durations: Iterable[float | None]) -> float:

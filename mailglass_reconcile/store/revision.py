@@ -23,6 +23,7 @@ TABLES = {
         "event_id handler delivery_id type state attempts next_at error inserted_at finished_at"
     ),
     "mailglass_handled_types": "type handler seen_at seen_by",
+    "mailglass_reconcile_refusals": "provider tenant_id since last_at refused failed cause accepted_at",
     "mailglass_reconcile_retention": "relation days",
     "mailglass_reconcile_runs": (
         "id started_at finished_at kind origin tenant_id status error runs scanned linked linked_unchecked unmatched"

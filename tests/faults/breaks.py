@@ -259,6 +259,10 @@ BREAKS = (
     Break("an address that failed is tried again at once", "mailglass_reconcile/providers/certificates.py", PROVIDERS,
           "self._failures[source.url] = _Failure(time.monotonic(), type(error), str(error))", "pass"),
 
+    Break("nobody hears that all webhooks are refused", "mailglass_reconcile/receiver/results.py", RECEIVER,
+          "        if self.engine is not None and is_known", "        if False and is_known"),
+    Break("refusals go on after an accepted webhook", "mailglass_reconcile/store/refusals.py", RECEIVER,
+          "coalesce(r.accepted_at >= r.since, false)", "false"),
     Break("a webhook is recorded without verification", "mailglass_reconcile/receiver/opening.py", RECEIVER,
           "        if not self.is_verified:\n            self.verify()\n", ""),
     Break("only the first of two secrets is tried", "mailglass_reconcile/receiver/opening.py", RECEIVER,

@@ -21,7 +21,7 @@ from factories import delivery, delivery_row, insert, insert_pairs, orphan_row, 
 from handling import handle
 from mailglass_reconcile.ops import status
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, server
-from mailglass_reconcile.store import engines, revision
+from mailglass_reconcile.store import engines, refusals, revision
 from mailglass_reconcile.store.migration import runner
 from marking import slow_unless
 from recording import event, record
@@ -119,6 +119,29 @@ def receive(db: Any) -> None:
     send(20, 2)(db)
     insert(db, [], [orphan_row(postmark(f"other-{n}")) for n in range(20)])
     sweep(db)
+
+
+REFUSALS = """
+INSERT INTO mailglass_reconcile_refusals (provider, since, last_at, refused, failed, cause)
+VALUES ('postmark', now()::timestamp - interval '25 minutes', now()::timestamp, 10, 2, :cause)
+"""
+
+
+def refuse(cause: str, *, with_mail: bool = False) -> Callable[[Any], object]:
+    """Store that webhooks are refused, and record a send without a report before and, *with_mail*, one since."""
+
+    def plant(db: Any) -> None:
+        db.run(REFUSALS, cause=cause)
+        at = str(db.value(f"SELECT now()::timestamp - interval '{15 if with_mail else 30} minutes'"))
+        insert(db, [delivery_row("m", dispatched_at=at, last_event_at=at, provider="postmark", age_seconds=900)])
+
+    return plant
+
+
+def accept(db: Any) -> None:
+    """Store that a webhook was accepted since."""
+    with db.database.writing() as tx:
+        refusals.accept(tx, [refusals.Source("postmark", "")])
 
 
 def report(db: Any) -> None:
@@ -219,6 +242,7 @@ def update(db: Any) -> None:
     db.run("UPDATE mailglass_reconcile_version SET version_num = :version", version=revision.VERSION)
 
 
+REFUSED = "every webhook of postmark for 25 minutes was refused: 12, the last one because of another topic; the mail"
 INCIDENTS = [
     Incident("schema", outdate, "the database is at revision 0000", update),
     Incident(
@@ -255,6 +279,8 @@ INCIDENTS = [
         remedy="dispatch` with the handlers' module",
     ),
     Incident("handlers", enqueue("waiting", 3, -60), "1 job of a handler has failed 3 times", empty_outbox),
+    Incident("webhooks", refuse("topic", with_mail=True), REFUSED, accept, remedy="compare the topic's ARN"),
+    Incident("webhooks", refuse("clock"), "the last one because of a wrong clock", accept, WARNING, "set the clock"),
     Incident("reports", send(20, 30), "no webhook of postmark has ever arrived", report),
     Incident("reports", send(3, 30), "no webhook of postmark has ever arrived", report, WARNING),
     Incident("nothing_links", receive, "webhooks of postmark name other message ids than its sends", report),

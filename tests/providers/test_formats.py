@@ -20,7 +20,7 @@ CHANGED = json.dumps({"type": "activity.delivered", "data": {"id": "7", "to": "a
 def _fresh(monkeypatch):
     """Start with an empty throttle, like a new process."""
     monkeypatch.setattr(formats, "_throttle", log_throttle.LogThrottle())
-    monkeypatch.setattr(telemetry, "_format_warnings", Counter())
+    monkeypatch.setitem(telemetry._counts_of_providers, "format_warnings", Counter())
 
 
 def warnings(caplog):
@@ -45,7 +45,7 @@ def test_it_is_one_warning_a_minute_for_each_provider_and_type_and_each_event_co
         now = at
         parse("sendgrid", batch)
         assert len(warnings(caplog)) == logged
-    assert telemetry.format_warnings() == {("sendgrid", "delivered"): 6, ("sendgrid", "opened"): 3}
+    assert telemetry.counts_of_providers("format_warnings") == {("sendgrid", "delivered"): 6, ("sendgrid", "opened"): 3}
 
 
 @pytest.mark.parametrize(
@@ -61,4 +61,4 @@ def test_pings_and_events_of_the_account_stay_silent(provider, body, caplog):
     """Their types are not event types of ours."""
     assert parse(provider, body) == []
     assert not warnings(caplog)
-    assert not telemetry.format_warnings()
+    assert not telemetry.counts_of_providers("format_warnings")

@@ -81,9 +81,9 @@ def test_the_command_logs_and_counts(db, tmp_path, monkeypatch):
 
 def test_prometheus_reads_the_counters(db, monkeypatch):
     """Prometheus's own parser reads each with its type."""
-    monkeypatch.setattr(telemetry, "_format_warnings", Counter({("resend", "opened"): 2}))
+    counts = {"format_warnings": Counter({("resend", "opened"): 2}), "webhooks": Counter({("postmark", "received"): 3})}
+    monkeypatch.setattr(telemetry, "_counts_of_providers", counts)
     receiver = make_mounted_receiver()
-    receiver.results.update({("postmark", "received"): 3})
 
     async def talk(client):
         return await client.get("/metrics", headers={"Authorization": f"bearer {TOKEN}"})

@@ -19,7 +19,15 @@ from browsing import TOKEN, Visitor
 from catalog import client, installation, live, url_of
 from factories import delivery, orphan, postmark
 from handling import leaving
-from mailglass_reconcile import Sent, WebhookEvent, append, record_send, record_webhook, runtime
+from mailglass_reconcile import (
+    DatabaseUnavailableError,
+    Sent,
+    WebhookEvent,
+    append,
+    record_send,
+    record_webhook,
+    runtime,
+)
 from mailglass_reconcile.ops.explanation import explain
 from mailglass_reconcile.record import erasure
 from mailglass_reconcile.settings import Settings
@@ -27,8 +35,10 @@ from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.web import create_app
+from mailglass_reconcile.webhooks import SignatureError, refusal
 from marking import slow_unless
 from shapes import make_mailglass_tables
+from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -287,6 +297,17 @@ def test_a_recorder_records_sends(db, acting):
         assert append(connection, tenant_id="acme", delivery_id=recorded[2].delivery_id, **earlier)
     assert [result.linked for result in recorded] == [1, 0, 0]
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
+
+
+def test_a_recorder_tells_the_doctor_of_refused_webhooks(db, acting):
+    """Even with a `statement_timeout` that lets it record nothing."""
+    user = make_url(acting("mailglass_recorder").database_url.get_secret_value()).username
+    db.run(f"ALTER ROLE {user} SET statement_timeout = '1ms'")
+    for error in (SignatureError("wrong"), DatabaseUnavailableError("SQLSTATE 57014")):
+        refusal("postmark", error)
+    wait_until(mailglass_reconcile.flush)
+    refusals = "SELECT refused, failed, cause FROM mailglass_reconcile_refusals"
+    assert [tuple(row) for row in db.rows(refusals)] == [(1, 1, "database")]
 
 
 def test_an_eraser_erases(db, acting):

@@ -127,7 +127,7 @@ def app(db: Any, anymail_django: None) -> Iterator[Any]:
         configuration = apps.get_app_config("mailglass_reconcile")
         configuration.ready()
         settle()
-        after_commit._connections._backoff_until.clear()  # an earlier test may have left Django's database unreachable
+        after_commit.connections._backoff_until.clear()  # an earlier test may have left Django's database unreachable
         yield configuration
         settle()  # otherwise the background thread would try to reach the missing database, and back off
         leave_the_app()

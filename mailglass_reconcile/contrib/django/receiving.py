@@ -14,7 +14,8 @@ from mailglass_reconcile.providers import registry
 from mailglass_reconcile.receiver.admission import ClientDisconnectedError, ForeignHostError
 from mailglass_reconcile.receiver.log import log_recorded
 from mailglass_reconcile.receiver.opening import IncomingWebhook, public_url, require_method
-from mailglass_reconcile.receiver.refusals import refusal
+from mailglass_reconcile.receiver.refusals import refuse
+from mailglass_reconcile.receiver.results import RequestResult, own_engine
 from mailglass_reconcile.receiver.secret_store import SecretStore
 from mailglass_reconcile.record import failures, validation
 from mailglass_reconcile.record.after_commit import Recorded
@@ -39,21 +40,25 @@ def respond(
 ) -> HttpResponse:
     """Respond to a request to a view of `webhook_view`, with the parameters of its path and the view's arguments."""
     provider = parameters.get(PROVIDER) or request.path.rstrip("/").rpartition("/")[2]
+    result = RequestResult(provider, own_engine(), is_webhook=request.method == "POST")
     try:
         if not callable(tenant) and (unnamed or parameters.keys() - {PROVIDER}):  # one may be a tenant's
             raise UnknownProviderError("its URL has a parameter, and webhook_view no function tenant= that reads it")
-        return _respond(request, provider, load_secrets, tenant, url)
+        response = _respond(request, result, load_secrets, tenant, url)
     except Exception as error:
         # An application's functions read the Host, too.
         cause = ForeignHostError() if isinstance(error, DisallowedHost) else error
-        status, text, headers = refusal(provider, cause)
+        status, text, headers = refuse(result, cause)
         return _make_response(status, text, **headers)
+    result.count("received")
+    return response
 
 
 def _respond(
-    request: HttpRequest, provider: str, load_secrets: Callable[[], SecretStore], tenant: Tenant, url: BaseUrl
+    request: HttpRequest, result: RequestResult, load_secrets: Callable[[], SecretStore], tenant: Tenant, url: BaseUrl
 ) -> HttpResponse:
     """Answer a webhook, cheapest checks first."""
+    provider = result.provider
     if request.method not in ("GET", "HEAD"):
         require_method(request.method, provider)
     store = load_secrets()
@@ -61,7 +66,8 @@ def _respond(
     if request.method in ("GET", "HEAD"):  # Mandrill and Unisender Go send one before they accept an address
         return _make_response(200, "ok")
     tenant_id = _find_tenant(tenant, request) if store.depends_on_tenant else None
-    secrets = store.get(provider, tenant_id or "")
+    result.tenant_id = tenant_id or ""
+    secrets = store.get(provider, result.tenant_id)
     incoming = IncomingWebhook(provider, request.headers, secrets=secrets, url=_public_url(url, request, provider))
     if request.method == "OPTIONS":
         return _make_response(200, "ok", **incoming.allowed_origin())

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
 
 from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok, warning
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.humanize import format_duration, n_of_m, pluralize, sanitize, sanitize_tenant, verb
+from mailglass_reconcile.store import refusals
+from mailglass_reconcile.store.refusals import RefusalPeriod
 from mailglass_reconcile.store.reports import ProviderReports
 
 MANY = 20
@@ -21,6 +26,56 @@ OTHER_IDS = (
     "compare the message id that you record with your sends with those that `mailglass-reconcile orphans"
     f" --state unmatched` shows; {BOUNCES_ONLY}"
 )
+
+CAUSES: Mapping[str, tuple[str, str]] = {
+    "signature": ("a wrong signature or password", "compare the provider's secret with the receiver's"),
+    "topic": ("another topic", "compare the topic's ARN with the receiver's secret"),
+    "clock": ("a wrong clock", "set the clock of the machine that receives webhooks"),
+    "certificate": ("a certificate that cannot be fetched", "let the receiver reach the provider over HTTPS"),
+    "unreadable": ("a body that cannot be read", "upgrade this package, or report it"),
+    "too large": ("a body that is too large", "report it"),
+    "database": ("the database", "look for the SQLSTATE"),
+    "other": ("an error of the application", "look for it"),
+}
+"""By the stored word: what it means, and the step that helps."""
+
+
+@check("webhooks", fast=True)
+def refused_webhooks(context: CheckContext) -> Iterator[Finding]:
+    """No provider's webhooks are all refused: an error if mail has no report since; else a stranger may have posted."""
+    lasting = refusals.load_lasting(context.tx)
+    for _, group in groupby(lasting, attrgetter("provider")):
+        periods = list(group)
+        unreported = [period for period in periods if _has_unreported_mail(context.reports, period)]
+        message, step = _describe_refusals(unreported or periods)
+        if unreported:
+            because = ("server", "roles") if unreported[0].cause == "database" else ()
+            yield error(f"{message}; the mail sent since then has no report", step, because)
+        else:
+            yield warning(message, f"if the provider sent them, {step}")
+    if not lasting:
+        yield ok("no provider's webhooks are all refused")
+
+
+def _describe_refusals(periods: Sequence[RefusalPeriod]) -> tuple[str, str]:
+    """Return the message about a provider's refusals, and the step that helps."""
+    first = periods[0]
+    others = f" and {len(periods) - 1:,} more" if len(periods) > 1 else ""
+    tenant = f" for tenant {sanitize_tenant(first.tenant_id)!r}{others}" if first.tenant_id else ""
+    meaning, step = CAUSES.get(first.cause, CAUSES["other"])
+    message = (
+        f"every webhook of {sanitize(first.provider)}{tenant} for {format_duration(first.seconds)} was refused:"
+        f" {first.webhooks:,}, the last one because of {meaning}"
+    )
+    return message, f"{step}; the receiver's log has a line for each cause"
+
+
+def _has_unreported_mail(reports: Sequence[ProviderReports], period: RefusalPeriod) -> bool:
+    """Return True if a delivery that was sent since the first refusal has no report."""
+    own = next((report for report in reports if report.provider == period.provider), None)
+    if own and period.tenant_id:
+        own = own.by_tenant.get(period.tenant_id)
+    return own is not None and (own.last_unreported_seconds or math.inf) < period.seconds
 
 
 @check("reports", fast=True)

@@ -30,7 +30,8 @@ pytestmark = pytest.mark.slow
 OF_THE_DATABASE = "server clock roles privileges schema names indexes triggers functions"
 DISABLED = "ALTER TABLE mailglass_events DISABLE TRIGGER {}"
 OF_THE_RUNS = (
-    "sweeps beat prune broadcasts linking tenants key_rules documents handlers handled_types reports nothing_links"
+    "sweeps beat prune broadcasts linking tenants key_rules documents handlers handled_types webhooks reports"
+    " nothing_links"
 )
 OF_THE_LEDGER = "open_set other_reconciler recipients links"
 REDIS = "redis redis_privileges lock_privileges"

@@ -89,6 +89,7 @@ def test_our_objects_are_tables_triggers_functions_two_indexes_and_the_version(u
         "mailglass_open_orphan_ids",
         "mailglass_handler_outbox",
         "mailglass_handled_types",
+        "mailglass_reconcile_refusals",
         "mailglass_reconcile_retention",
         "mailglass_reconcile_runs",
         "mailglass_reconcile_version",
