@@ -70,7 +70,9 @@ def test_webhooks_that_have_stopped_are_found_everywhere(mailglass_db):
     insert(mailglass_db, [*make_delivered_rows(50, 3), *make_dispatched_rows(40, 2), *make_dispatched_rows(2, 5)])
     assert load_by_provider(mailglass_db)[None][:3] == (None, 5, 2)
     [problem] = silent(mailglass_db)
-    assert problem.startswith("no webhook has arrived for 2 days, although mail goes out: 2 of 5 deliveries checked")
+    assert problem.startswith(
+        "reports: no webhook has arrived for 2 days, although mail goes out: 2 of 5 deliveries checked"
+    )
     assert worst_finding("reports").status == ERROR
     insert(mailglass_db, events=[orphan_row(postmark("m-40-0"))])
     assert silent(mailglass_db) == []
@@ -159,7 +161,7 @@ def test_sends_on_mailglass_tables_are_grouped_by_the_provider_of_their_events(m
     mailglass_db.run(AGE_SENDS)
     mailglass_db.broken.update({"I2", "I7"})
     [problem] = silent(mailglass_db)
-    assert problem.startswith("no webhook of postmark has arrived for 2 days")
+    assert problem.startswith("reports: no webhook of postmark has arrived for 2 days")
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,9 @@ def test_on_our_tables_many_sends_do_not_hide_when_there_were_reports(db, days):
     """Some deliveries before each day of the last week are read; the sends of a day are more than a sample."""
     insert(db, make_delivered_rows(24 * days, 3) + make_dispatched_rows(30, 300))
     [problem] = silent(db)
-    assert problem.startswith(f"no webhook has arrived for {days} days, although mail goes out: 100 of 100 deliveries")
+    assert problem.startswith(
+        f"reports: no webhook has arrived for {days} days, although mail goes out: 100 of 100 deliveries"
+    )
 
 
 def test_a_small_provider_whose_webhooks_never_came_is_seen_beside_a_large_one(db):
@@ -208,7 +212,9 @@ def test_a_small_provider_whose_webhooks_never_came_is_seen_beside_a_large_one(d
     insert_large(db, make_delivered_rows(30, provider="ses"))
     reconcile()
     [problem] = silent(db)
-    assert problem.startswith("no webhook of resend has ever arrived, although mail goes out: 25 of 25 deliveries")
+    assert problem.startswith(
+        "reports: no webhook of resend has ever arrived, although mail goes out: 25 of 25 deliveries"
+    )
 
 
 def test_a_small_tenant_whose_webhooks_never_came_is_seen_beside_a_large_one(db):
@@ -229,8 +235,8 @@ def expect_small_tenant(db):
     reconcile()
     [problem] = silent(db)
     assert problem.startswith(
-        "no webhook of postmark has ever arrived for tenant 'small', although mail goes out: none of 25 deliveries"
-        " checked has a report"
+        "reports: no webhook of postmark has ever arrived for tenant 'small', although mail goes out: none of 25"
+        " deliveries checked has a report"
     )
     insert(db, events=[orphan_row(postmark("other"), tenant_id="small")])
     reconcile()
