@@ -157,7 +157,7 @@ def test_the_holder_of_the_migration_lock_is_named(empty_database_url, shape, sq
         pid = holder.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
         with (
             pytest.raises(DatabaseRefusedError) as refused,
-            open_session(database.engine, database.settings, wait_seconds=0),
+            open_session(database.engine, database.settings, print, wait_seconds=0),
         ):
             pass
     assert f"process {pid} of role '{squatter}', application 'a joker', holds the lock" in str(refused.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import click
@@ -67,9 +68,9 @@ def _request(config: Any) -> Iterator[Request]:
         return
     name = config.cmd_opts.cmd[0].__name__
     _require_target(name, config.cmd_opts)
-    settings = Settings()
+    settings, warn = Settings(), partial(click.echo, err=True)
     try:
-        with database_errors(), open_session(create_engine(settings), settings) as session:
+        with database_errors(), open_session(create_engine(settings), settings, warn) as session:
             yield Request(session, click.echo, name)
     except MailglassReconcileError as error:
         raise CommandError(str(error)) from None

@@ -36,16 +36,17 @@ def migrate(
         tell: Gets a line for each step.
         plan: Print the steps as SQL for psql, with everything else in comments, and change nothing.
     """
-    with _alembic(engine, settings, tell) as config:
+    with _alembic(engine, settings, tell, plan=plan) as config:
         command.upgrade(config, "head", sql=plan)
 
 
 @contextmanager
-def _alembic(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -> Iterator[Config]:
+def _alembic(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *, plan: bool) -> Iterator[Config]:
     """Yield Alembic's configuration with a session that holds the lock, also for other threads of this process."""
     config = Config()
     config.set_main_option("script_location", str(script.find_folder()).replace("%", "%%"))
-    with database_errors(), open_session(engine, settings) as session:
+    say = (lambda line: tell(f"-- {line}")) if plan else tell
+    with database_errors(), open_session(engine, settings, say) as session:
         config.attributes[environment.REQUEST] = environment.Request(session, tell)
         yield config
 
@@ -89,5 +90,5 @@ def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *
 
     With *tables*, deliveries, events and raw webhooks are dropped too, if `migrate` made them.
     """
-    with database_errors(), open_session(engine, settings) as session:
+    with database_errors(), open_session(engine, settings, tell) as session:
         removal.remove(session, tell, tables=tables)

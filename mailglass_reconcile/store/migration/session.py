@@ -14,6 +14,7 @@ from mailglass_reconcile.errors import CONTENTION_SQLSTATES, LOCK_NOT_AVAILABLE,
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines, schema
 from mailglass_reconcile.store.database import OpenConnection, in_schema
+from mailglass_reconcile.store.migration.blockers import REPORT_SECONDS, BlockerReport
 
 T = TypeVar("T")
 
@@ -81,14 +82,22 @@ END $$
 class Session:
     """The connection of a migration."""
 
-    def __init__(self, connection: sa.Connection, settings: Settings) -> None:
+    def __init__(
+        self,
+        connection: sa.Connection,
+        settings: Settings,
+        blockers: BlockerReport,
+        retry_seconds: float = LOCK_RETRY_SECONDS,
+    ) -> None:
         """Use *connection*, which nothing else uses."""
         self.connection = connection
+        self.retry_seconds = retry_seconds
+        self._blockers = blockers
         self.connected = OpenConnection(connection, settings)
         self.settings = settings
         with connection.begin():
-            pid = connection.exec_driver_sql("SELECT pg_catalog.pg_backend_pid()").scalar_one()
-        self.is_direct: bool = pid == connection.connection.driver_connection.info.backend_pid  # type: ignore[union-attr]
+            self._pid: int = connection.exec_driver_sql("SELECT pg_catalog.pg_backend_pid()").scalar_one()
+        self.is_direct: bool = self._pid == connection.connection.driver_connection.info.backend_pid  # type: ignore[union-attr]
 
     def require_lock(self) -> None:
         """Raise an error if a pooler such as PgBouncer may give each transaction to another process of the server."""
@@ -123,7 +132,11 @@ class Session:
 
     def retry(self, title: str, action: Callable[[], T]) -> T:
         """Return the result of *action*, which is repeated until no other session holds a lock that it needs."""
-        deadline = time.monotonic() + LOCK_RETRY_SECONDS
+        with self._blockers.watching(title, self._pid):
+            return self._repeat(title, action)
+
+    def _repeat(self, title: str, action: Callable[[], T]) -> T:
+        began = time.monotonic()
         while True:
             self.connection.execution_options(isolation_level=engines.ISOLATION)  # a reading before has another one
             try:
@@ -132,10 +145,11 @@ class Session:
                 self.connection.rollback()
                 if sqlstate(error) not in {LOCK_NOT_AVAILABLE, *CONTENTION_SQLSTATES}:
                     raise
-                if time.monotonic() > deadline:
+                if time.monotonic() - began > self.retry_seconds:
                     raise DatabaseRefusedError(
-                        f"could not {title}: another transaction held a lock on the table for more than"
-                        f" {LOCK_RETRY_SECONDS} s; the steps before this one are done, run migrate again later"
+                        f"could not {title}: {self._blockers.latest or 'another transaction'} held a lock on the table"
+                        f" for more than {self.retry_seconds} s; the steps before this one are done, run migrate again"
+                        " later"
                     ) from None
             time.sleep(2 * LOCK_TIMEOUT_MS / 1000)
             self._lock_out_autovacuum()
@@ -153,32 +167,48 @@ class Session:
 
 
 @contextmanager
-def open_session(engine: sa.Engine, settings: Settings, *, wait_seconds: float = TIMEOUT_SECONDS) -> Iterator[Session]:
+def open_session(
+    engine: sa.Engine,
+    settings: Settings,
+    tell: Callable[[str], None],
+    *,
+    wait_seconds: float = TIMEOUT_SECONDS,
+    retry_seconds: float = LOCK_RETRY_SECONDS,
+    report_seconds: float = REPORT_SECONDS,
+) -> Iterator[Session]:
     """Open a connection outside the engine's pool that holds the lock of migrations while the block runs.
 
-    It waits for another migration for *wait_seconds*. Through a pooler, settings and lock would stay with a process
-    that others use: then it can only be read.
+    It waits for another migration for *wait_seconds*, and for the locks of a step for *retry_seconds*. After
+    *report_seconds*, *tell* gets a line that says for whom. Through a pooler, settings and lock would stay with a
+    process that others use: then it can only be read.
     """
     with engines.temporary_engine(engine) as separate, engines.connect(separate) as connection:
-        session = Session(connection, settings)
+        blockers = BlockerReport(engine, tell, report_seconds)
+        session = Session(connection, settings, blockers, retry_seconds)
         if session.is_direct:
             session.run("begin", SETTINGS + _NO_TIMEOUTS)
-            _wait_for_lock(connection, wait_seconds)
+            _wait_for_lock(connection, wait_seconds, tell, report_seconds)
         yield session
 
 
-def _wait_for_lock(connection: sa.Connection, seconds: float) -> None:
+def _wait_for_lock(
+    connection: sa.Connection, seconds: float, tell: Callable[[str], None], report_seconds: float
+) -> None:
     """Wait for the lock of migrations for so many seconds; it ends with the connection.
 
     It is polled, because a session that waits in a statement would block a concurrent index build.
     """
-    deadline = time.monotonic() + seconds
+    began, is_told = time.monotonic(), False
     while True:
         with connection.begin():
             if connection.exec_driver_sql(_TRY_LOCK).scalar_one():
                 return
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - began
+            if waited > seconds:
                 raise DatabaseRefusedError(_describe_holder(connection))
+            if waited > report_seconds and not is_told:
+                tell(f"warning: still waiting: {_describe_holder(connection)}")
+                is_told = True
         time.sleep(0.2)
 
 
