@@ -9,7 +9,7 @@ PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
 
 CHECK = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed, and $(PYTHON) is " + sys.version.split()[0] + ": try make PYTHON=python3.13")'
 
-.PHONY: demo test test-all faults soak broken mutation bench rabbitmq freeze release clean
+.PHONY: demo test test-all nightly faults soak broken mutation bench rabbitmq freeze release clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/mailglass-reconcile demo
@@ -17,9 +17,13 @@ demo: $(VENV)/demo.stamp
 test: $(VENV)/test.stamp
 	$(PYTEST) -m "not slow or guard" $(ARGS)
 
-# Every test, also those that are too slow for `make test`.
+# Every test, also those that are too slow for `make test` or for CI.
 test-all: $(VENV)/test.stamp
 	$(PYTEST) $(ARGS)
+
+# What CI leaves out: the many variants of a promise, and `make test` on each other Python that is here.
+nightly: $(VENV)/test.stamp $(VENV)/nox.stamp
+	code=0; $(PYTEST) -m nightly $(ARGS) || code=$$?; $(BIN)/nox --session tests || code=$$?; exit $$code
 
 faults: $(VENV)/test.stamp
 	PYTHONPATH=tests:tests/support $(BIN)/python -m faults $(ARGS)
@@ -71,6 +75,10 @@ $(VENV)/demo.stamp: $(VENV)/venv.stamp pyproject.toml
 
 $(VENV)/test.stamp: $(VENV)/venv.stamp pyproject.toml
 	@$(BIN)/python -m pip install --quiet --editable . --group test
+	@touch $@
+
+$(VENV)/nox.stamp: $(VENV)/venv.stamp
+	@$(BIN)/python -m pip install --quiet 'nox[uv]'
 	@touch $@
 
 $(VENV)/release.stamp: $(VENV)/test.stamp

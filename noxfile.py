@@ -18,7 +18,8 @@ nox.options.error_on_missing_interpreters = False
 QUICK = "(not slow or guard)"
 ON_EVERY_VERSION = "(not slow or guard or every_version)"
 TEST_ENVIRONMENT = ("--editable", ".", "--group", "test")
-DJANGO_TESTS = ("tests/contrib", "tests/docs/test_stories.py", "tests/examples/test_django_example.py")
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+OTHER_PYTHONS = [version for version in PYTHONS if version != f"{sys.version_info.major}.{sys.version_info.minor}"]
 POSTGRES_15 = Path("/usr/lib/postgresql/15/bin")
 
 
@@ -41,25 +42,20 @@ def run_tests(session: nox.Session, selection: str, *arguments: str, **environme
     session.run(*command, *arguments, *session.posargs, env=environment)
 
 
-def names_tests(session: nox.Session) -> bool:
-    """Return True if the command line names tests."""
-    return any(argument.startswith("tests") for argument in session.posargs)
-
-
 def select_tests(session: nox.Session, marker: str, *, marked: bool) -> list[str]:
     """Return the files of tests with or without a marker, unless the command line names tests.
 
     pytest would import all of them first.
     """
-    if names_tests(session):
+    if any(argument.startswith("tests") for argument in session.posargs):
         return []
     files = sorted(Path("tests").rglob("test_*.py"))
     return [str(file) for file in files if (f"pytest.mark.{marker}" in file.read_text()) == marked]
 
 
-@nox.session
+@nox.session(python=OTHER_PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run what `make test` runs, with another Python by `nox -s tests -P 3.13`."""
+    """Run what `make test` runs with each other Python that is installed; from 3.12 on with Django 6.0."""
     session.install(*TEST_ENVIRONMENT)
     run_tests(session, QUICK)
 
@@ -96,19 +92,14 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session(python="3.13")
 def newest(session: nox.Session) -> None:
-    """Run the tests that another Python can change, or Django 6.0, which requires it, with the newest libraries."""
-    session.install(*TEST_ENVIRONMENT)
-    files = select_tests(session, "python_dependent", marked=True)
-    run_tests(session, f"{ON_EVERY_VERSION} and python_dependent", *files)
+    """Run the tests that another Python or Django 6.1 can change, with the newest libraries.
 
-
-@nox.session(python="3.13")
-def newest_django(session: nox.Session) -> None:
-    """Run Django's tests on Django 6.1; django-celery-beat 2.9 does not allow it, and works on it."""
+    django-celery-beat 2.9 does not allow that Django, and works on it.
+    """
     overrides = Path(session.create_tmp()) / "overrides.txt"
     overrides.write_text("django>=6.1\n")
     session.install(*TEST_ENVIRONMENT, "--override", str(overrides))
-    files = () if names_tests(session) else DJANGO_TESTS
+    files = select_tests(session, "python_dependent", marked=True)
     run_tests(session, f"{ON_EVERY_VERSION} and python_dependent", *files)
 
 

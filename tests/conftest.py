@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+import marking
+
 FIXTURES = (
     "mailglass_reconcile.testing.plugin",
     "real_servers",
@@ -69,12 +71,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave the slow variants of a `guard` test out of `make test`, and let workers run long tests first.
 
     A quick variant checks the same promise. With the long tests first, no worker waits for one at the end, and one
-    worker creates the fixtures that a module of them shares.
+    worker creates the fixtures that a module of them shares. What is `nightly` is `slow` too.
     """
     for item in items:
         callspec = getattr(item, "callspec", None)
-        if callspec and any(mark.name == "slow" for mark in callspec.marks):
+        if callspec and any(mark.name in ("slow", "nightly") for mark in callspec.marks):
             item.own_markers[:] = [mark for mark in item.own_markers if mark.name != "guard"]
+        if item.get_closest_marker("nightly"):
+            item.add_marker("slow")
+    config.stash[marking.COLLECTED] = list(items)
     yield
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: item.get_closest_marker("long") is None)

@@ -14,6 +14,7 @@ import granting
 import mailglass_reconcile
 import pages
 from database import Database
+from marking import nightly_unless
 
 pytestmark = pytest.mark.slow
 
@@ -24,6 +25,8 @@ COMMANDS_NAMED = sorted({command.strip() for path in PLACES for command in COMMA
 """As they stand there, with placeholders."""
 NOT_RUN = {"trigger", "receive", "serve", "listen", "follow", "demo"}
 """They do not end, or post to a receiver; test_grants.py runs them with their roles."""
+COMMANDS_RUN = [line for line in COMMANDS_NAMED if line.split()[0] not in NOT_RUN]
+IN_CI = ("doctor --repair", "sweep")
 EVENT, DELIVERY = (str(uuid.UUID(int=number)) for number in (1, 2))
 PLACEHOLDERS = {"EVENT_ID": EVENT, "DELIVERY_ID": DELIVERY, "TYPE": "bounced", "MESSAGE_ID": "m-1", "''": "ticket"}
 WITH_PROMPT = {"migrate --remove", "migrate --remove --tables", "link", "dispatch --forget"}
@@ -78,7 +81,7 @@ def acting(db: Database, admin) -> Iterator:
             connection.exec_driver_sql(f"DROP ROLE {login}")
 
 
-@pytest.mark.parametrize("command", [line for line in COMMANDS_NAMED if line.split()[0] not in NOT_RUN])
+@pytest.mark.parametrize("command", nightly_unless(IN_CI.__contains__, COMMANDS_RUN))
 def test_a_command_that_is_advised_may_be_run_by_the_role_of_the_page(db, acting, command):
     """It may find a fault, but it has every privilege and option."""
     factories.insert(

@@ -13,7 +13,7 @@ from mailglass_reconcile.providers.registry import MAX_BYTES
 from mailglass_reconcile.record.webhooks import validate_events
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, parse, verify
-from marking import slow_unless
+from marking import nightly_unless, slow_unless
 from meter import cpu
 from senders import KEY, MANDRILL_URL, NOW, notification, secret_of, url_of
 
@@ -61,9 +61,10 @@ BODIES = {
     "texts": repeat_piece(b'"",', 256 * KB, b'{"a":[', b"0]}"),
     "long numbers": repeat_piece(b"9" * 4_000 + b",", 256 * KB, b'{"a":[', b"0]}"),
 }
+QUICK = ("cut off", "deep and broad")
 
 
-@pytest.mark.parametrize("kind", slow_unless(("cut off", "deep and broad").__contains__, BODIES))
+@pytest.mark.parametrize("kind", nightly_unless("empty lists".__eq__, BODIES, is_quick=QUICK.__contains__))
 @pytest.mark.parametrize("provider", ["ses", "scaleway", "mailgun"])
 def test_an_unsigned_body_that_has_to_be_parsed_costs_at_most_100_ms(provider, kind):
     """The bodies are the longest that are parsed."""

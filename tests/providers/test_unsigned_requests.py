@@ -19,7 +19,7 @@ from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.providers import registry, sns
 from mailglass_reconcile.providers.wire import WebhookRequest
 from mailglass_reconcile.rules import addresses
-from marking import slow_unless
+from marking import nightly_unless, slow_unless
 from meter import cpu
 from senders import NOW, Posted, secret_of, sign_request, url_of
 
@@ -128,18 +128,23 @@ def check_costs(work: Callable[[Any], object], runs: Iterable[Made]) -> None:
 
 
 quick_breadth = pytest.mark.parametrize("breadth", slow_unless("separators".__eq__, BREADTHS))
+IN_CI = ("all", "mailgun"), ("all", "mandrill")
+every_provider = pytest.mark.parametrize(
+    ("breadth", "provider"),
+    nightly_unless(
+        IN_CI.__contains__, product(BREADTHS, registry.PROVIDERS), is_quick=lambda variant: variant[0] == "separators"
+    ),
+)
 
 
-@quick_breadth
-@pytest.mark.parametrize("provider", registry.PROVIDERS)
+@every_provider
 def test_a_run_of_one_character_in_a_header_costs_at_most_5_ms_and_linear_time(provider, breadth):
     """Any stranger can send it, to any provider that has a secret."""
     for name in read_headers(provider):
         check_costs(lambda request: verify(provider, request), requests_with_header(provider, name, breadth))
 
 
-@quick_breadth
-@pytest.mark.parametrize("provider", registry.PROVIDERS)
+@every_provider
 def test_a_run_of_one_character_in_a_body_costs_at_most_5_ms_and_linear_time(provider, breadth):
     """Bodies of that size are verified on the event loop, also if they have to be parsed to find the signature."""
     check_costs(lambda request: verify(provider, request), requests_with_body(provider, breadth))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import product
 
 import httpx
 import psutil
@@ -19,6 +20,7 @@ import pytest
 import processes
 import senders
 from mailglass_reconcile.receiver.admission import AdmissionControl
+from marking import nightly_unless
 from receivers import first, now, receiving
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from strangers import BEHAVIOURS, MB
@@ -28,6 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 UVICORN = ("uvicorn", "mounting:shop", "--no-access-log", "--timeout-graceful-shutdown", "1")
 KINDS = {"the command": (("mailglass_reconcile", "receive"), ""), "a mounted application": (UVICORN, "/webhooks")}
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
+IN_CI = ("the command", "most_of_a_body"), ("a mounted application", "another_certificate")
 
 
 @contextmanager
@@ -59,8 +62,7 @@ def post(place: str, provider: str) -> httpx.Response:
     return httpx.post(f"{place}/{provider}", content=request.body, headers=request.headers, timeout=250)
 
 
-@EVERY_KIND
-@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+@pytest.mark.parametrize(("kind", "behaviour"), nightly_unless(IN_CI.__contains__, product(KINDS, BEHAVIOURS)))
 def test_hundreds_of_strangers_leave_a_signed_webhook_answered(db, tmp_path, kind, behaviour):
     """The receiver has a core, and answers within a provider's timeout and the memory of a small container.
 
@@ -105,7 +107,7 @@ def batch(size: int) -> senders.Posted:
     return request
 
 
-@pytest.mark.parametrize("behaviour", ["no_body", "slow_body", "garbage"])
+@pytest.mark.parametrize("behaviour", nightly_unless("slow_body".__eq__, ["no_body", "slow_body", "garbage"]))
 def test_hundreds_of_strangers_leave_large_and_distant_webhooks_answered(db, tmp_path, behaviour):
     """One is small and from afar, two have 1 MB, from afar and near; they used to be cut off each time."""
     large, small = batch(MB), first("postmark")

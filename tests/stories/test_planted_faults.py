@@ -13,6 +13,7 @@ import planting
 from factories import insert, orphan_row, postmark
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
 from mailglass_reconcile.store.revision import VERSION
+from marking import nightly_unless
 from planting import FAILED
 from system import PATIENCE, System, running_system
 from timeline import Timeline, has_promtool
@@ -139,7 +140,11 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=[fault.name.replace(" ", "-") for fault in FAULTS])
+@pytest.mark.parametrize(
+    "fault",
+    nightly_unless(lambda fault: fault in FAULTS[:2], FAULTS),
+    ids=[fault.name.replace(" ", "-") for fault in FAULTS],
+)
 def test_a_fault_is_named_at_once_and_its_remedy_fixes_it(system: System, fault: Fault, tmp_path: Path) -> None:
     """The doctor names it at once; `status --check` and an alert do so within a threshold, unless only the doctor
     sees it.

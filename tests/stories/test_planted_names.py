@@ -21,7 +21,7 @@ from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.store import revision
 from mailglass_reconcile.testing.databases import Databases
-from marking import slow_unless
+from marking import nightly_unless
 from planted_names import NAMES, Planter
 from recording import event, record
 
@@ -77,10 +77,13 @@ KINDS = [
     (kind, state) for kind in ("views", "tables") for state in STATES if (kind, state) != ("tables", "mailglass_events")
 ]
 QUICK = [("views", "empty"), ("tables", "empty"), ("tables", "mailglass_reconcile_runs")]
+IN_CI = [*QUICK, ("views", "Mailglass's tables only"), ("tables", "Mailglass's tables only")]
 
 
 @pytest.mark.guard
-@pytest.mark.parametrize(("kind", "plant"), slow_unless(QUICK.__contains__, KINDS), indirect=["plant"])
+@pytest.mark.parametrize(
+    ("kind", "plant"), nightly_unless(IN_CI.__contains__, KINDS, is_quick=QUICK.__contains__), indirect=["plant"]
+)
 def test_no_command_reads_what_is_planted_and_each_says_whose_it_is(plant, kind, planter_role):
     db, planter, state = plant
     missing = {"empty": NAMES, "Mailglass's tables only": OURS}.get(state, (state,))

@@ -52,7 +52,7 @@ from mailglass_reconcile.store import engines, script
 from mailglass_reconcile.store.revision import VERSION
 from mailglass_reconcile.testing.databases import Databases
 from mailglass_reconcile.web import create_app
-from marking import slow_unless
+from marking import nightly_unless
 from recording import NOW, event, record
 from waiting import PATIENCE, settle, wait_until
 
@@ -157,7 +157,7 @@ def test_every_command_is_tried():
 @pytest.mark.guard
 @pytest.mark.parametrize(
     "role",
-    slow_unless("superuser".__eq__, ["superuser", "mailglass_sweeper", "mailglass_recorder", "mailglass_reader"]),
+    nightly_unless("superuser".__eq__, ["superuser", "mailglass_sweeper", "mailglass_recorder", "mailglass_reader"]),
 )
 def test_a_command(db, planted, role):
     """A role that may not do all of it is refused: one that writes, one that hardly reads, one that only reads."""
@@ -203,7 +203,7 @@ def _plant_own(db: Database, planted: Planted, *, with_default: bool) -> None:
 
 @pytest.mark.guard
 @pytest.mark.parametrize(
-    "role", slow_unless("superuser".__eq__, ["superuser", "mailglass_sweeper", "mailglass_dispatcher"])
+    "role", nightly_unless("superuser".__eq__, ["superuser", "mailglass_sweeper", "mailglass_dispatcher"])
 )
 def test_a_command_beside_overloads_of_our_own_functions(db, planted, role):
     """None is a better match than ours, and it works as without them."""
@@ -260,7 +260,7 @@ def test_the_receiver(db, planted, role, tmp_path):
             wait_until(lambda: httpx.post(url, content=posted.body, headers=posted.headers).status_code == 200)  # noqa: B023
 
 
-@pytest.mark.parametrize("role", ["superuser", "mailglass_recorder"])
+@pytest.mark.parametrize("role", nightly_unless("mailglass_recorder".__eq__, ["superuser", "mailglass_recorder"]))
 def test_a_driver(db, planted, driver, role):
     """Sends and webhooks, a late send, and everything else that takes a caller's connection."""
     url = make_url(_as_role(db, planted, role).url)

@@ -10,6 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
+from marking import nightly_unless
+
 
 @dataclass(frozen=True)
 class Driver:
@@ -58,14 +60,18 @@ class Driver:
 DRIVERS = ("psycopg", "psycopg_async", "asyncpg", "psycopg2")
 
 
-def on_drivers(name: str, values: Iterable[Any], elsewhere: Iterable[Any]) -> pytest.MarkDecorator:
+def on_drivers(
+    name: str, values: Iterable[Any], elsewhere: Iterable[Any], in_ci: Iterable[Any] | None = None
+) -> pytest.MarkDecorator:
     """Try all values of a parameter with psycopg, and those of *elsewhere* with the other drivers.
 
-    The others differ in how a driver reports something, not in what Postgres does.
+    The others differ in how a driver reports something, not in what Postgres does. Values that are not among those
+    *in_ci* are tried at night.
     """
     pairs = [(DRIVERS[0], value) for value in values]
     pairs += [(driver, value) for value in elsewhere for driver in DRIVERS[1:]]
-    return pytest.mark.parametrize(("driver", name), pairs, indirect=["driver"])
+    variants = nightly_unless(lambda pair: in_ci is None or pair[1] in in_ci, pairs)
+    return pytest.mark.parametrize(("driver", name), variants, indirect=["driver"])
 
 
 @pytest.fixture(params=DRIVERS)

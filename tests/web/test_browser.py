@@ -27,6 +27,7 @@ from browsing import TOKEN
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.web.rendering import REFRESH_SECONDS
+from marking import nightly_unless
 from serving import serve
 from waiting import PATIENCE
 
@@ -255,7 +256,7 @@ def keep(page, name: str, width: int, scheme: str) -> None:
         page.screenshot(path=Path(folder) / f"{file}.png")
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", nightly_unless(("overview", "ambiguous").__contains__, PAGES))
 def test_every_page_works_on_phones_and_screens_in_light_and_dark_mode(shop, context, name):
     """Widths are 320, 390 and 1,440 pixels."""
     page = context.new_page()

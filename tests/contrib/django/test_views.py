@@ -18,7 +18,7 @@ from anymail_sends import ANN, Message
 from anymail_webhooks import POSTMARK
 from mailglass_reconcile import runtime
 from mailglass_reconcile.providers import registry, sns
-from marking import slow_unless
+from marking import nightly_unless
 from waiting import wait_until
 
 pytestmark = pytest.mark.python_dependent
@@ -78,9 +78,10 @@ def postmark(event=OPEN, **changes):
 @pytest.mark.parametrize(
     ("post", "provider"),
     [
-        *slow_unless(
-            lambda variant: variant[1] in ("postmark", "ses") or variant == (post_over_wsgi, "sendgrid"),
+        *nightly_unless(
+            lambda variant: variant[1] == "scaleway",
             product((post_over_wsgi, post_over_asgi), registry.PROVIDERS),
+            is_quick=lambda variant: variant[1] in ("postmark", "ses") or variant == (post_over_wsgi, "sendgrid"),
         ),
     ],
 )

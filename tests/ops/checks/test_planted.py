@@ -21,6 +21,7 @@ from mailglass_reconcile.ops.status import load_problems
 from mailglass_reconcile.store import privileges, schema, script
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.store.script import SchemaStep
+from marking import nightly_unless
 
 pytestmark = pytest.mark.slow
 
@@ -75,9 +76,10 @@ def group_by_kind() -> dict[str, list[Planted]]:
 
 
 KINDS = group_by_kind()
+IN_CI = ("functions-function", "triggers-trigger")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", nightly_unless(IN_CI.__contains__, KINDS))
 def test_what_is_gone_is_found_and_made_again_by_the_remedy(db: Database, kind: str) -> None:
     """On tables that `migrate` made, it restores everything, and an index has the same definition again."""
     mailglass_reconcile.reconcile()
@@ -101,7 +103,7 @@ def test_what_is_gone_is_found_and_made_again_by_the_remedy(db: Database, kind: 
     _is_well(db, check)
 
 
-@pytest.mark.parametrize("table", schema.TABLES)
+@pytest.mark.parametrize("table", nightly_unless([*schema.TABLES][:1].__contains__, schema.TABLES))
 def test_a_table_that_is_gone_is_named_with_the_way_to_restore_it(db: Database, table: str) -> None:
     """A revision made it, which `migrate` does not run again."""
     mailglass_reconcile.reconcile()
@@ -149,7 +151,7 @@ HEADERS = [
 ]
 
 
-@pytest.mark.parametrize(("check", "function", "change"), HEADERS)
+@pytest.mark.parametrize(("check", "function", "change"), nightly_unless(HEADERS[:2].__contains__, HEADERS))
 def test_a_changed_header_of_a_function_is_found_and_restored(
     db: Database, check: str, function: str, change: str
 ) -> None:
