@@ -102,13 +102,14 @@ def test_no_command_for_a_dropped_table_is_refused(db):
     db.run("DROP TABLE mailglass_handled_types")
     section = PLACES[0].read_text().partition("### schema\n")[2].partition("\n##")[0]
     advised = [command.strip() for command in COMMAND.findall(section)]
-    outputs = {
-        command: (result.stdout + result.stderr)
-        for command in ["migrate", *advised]
-        for result in [commands.run_unchecked(db, *shlex.split(command))]
-    }
+
+    def is_refused(command):
+        result = commands.run_unchecked(db, *shlex.split(command))
+        return "nothing was changed" in result.stdout + result.stderr
+
+    assert is_refused("migrate")
     assert advised
-    assert [command for command, output in outputs.items() if "nothing was changed" in output] == ["migrate"]
+    assert [command for command in advised if is_refused(command)] == []
 
 
 def test_each_command_that_changes_something_has_one_role():
