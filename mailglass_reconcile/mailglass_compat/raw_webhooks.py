@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from mailglass_reconcile.mailglass_compat.readers import MAX_PLACES, RecipientReader
@@ -34,7 +34,7 @@ SELECT (SELECT c.relkind = 'p' OR pg_relation_size(c.oid) > 0
 # By the id that Mailglass stores since 1.0, otherwise by the event's id. The size is that of the stored value, without
 # reading it.
 _LOCATE = """
-SELECT k.number, w.id::text, w.tenant_id, pg_column_size(w.raw_payload) AS size
+SELECT k.number, w.id::text, pg_column_size(w.raw_payload) AS size
   FROM unnest(CAST(:webhook_ids AS uuid[]), CAST(:tenant_ids AS text[]), CAST(:event_ids AS text[]))
        WITH ORDINALITY AS k (webhook_id, tenant_id, event_id, number)
  CROSS JOIN LATERAL (
@@ -100,14 +100,6 @@ class ReportedEvent(NamedTuple):
     webhook_event_id: str | None
 
 
-class RawWebhook(NamedTuple):
-    """A raw webhook without its contents, of which it stores *size* bytes."""
-
-    webhook_id: str
-    tenant_id: str
-    size: int
-
-
 def can_read(tx: Transaction) -> bool:
     """Return True if there are raw webhooks, and this role may read them."""
     parameters = {"webhooks": tx.name_of("mailglass_webhook_events"), "columns": array_literal(COLUMNS)}
@@ -122,59 +114,46 @@ def load_recipients(
     A webhook is found by its id, or by the event's. An event is left out if one of its webhooks names no recipient, or
     if two of them name different recipients.
     """
-    webhooks: dict[str, RawWebhook] = {}
+    sizes: dict[str, int] = {}
     # A webhook that is no batch is the event; in a batch, the event is the one with its id.
     events_by_place = defaultdict(list)
     for start in range(0, len(events), EVENTS_AT_ONCE):
         with reading() as tx:
             located = _locate_webhooks(tx, provider, events[start : start + EVENTS_AT_ONCE])
-        for event, webhook in located:
-            webhooks[webhook.webhook_id] = webhook
-            place = (webhook.webhook_id, event.provider_event_id if reader.event_id else None)
+        for event, webhook_id, size in located:
+            sizes[webhook_id] = size
+            place = (webhook_id, event.provider_event_id if reader.event_id else None)
             events_by_place[place].append(event.event_id)
     provider_event_ids = {event.provider_event_id for event in events}
     recipients = defaultdict(set)
-    for group in group_by_size(webhooks.values()):
+    for webhook_ids in _group_by_size(sizes):
         with reading() as tx:
-            rows = read_recipients(tx, reader, [webhook.webhook_id for webhook in group], provider_event_ids)
+            rows = _read_recipients(tx, reader, webhook_ids, provider_event_ids)
         for webhook_id, provider_event_id, recipient in rows:
             for event_id in events_by_place.get((webhook_id, provider_event_id), ()):
                 recipients[event_id].add(recipient)
-    chosen = {event_id: choose_recipient(named) for event_id, named in recipients.items()}
+    chosen = {event_id: named.pop() for event_id, named in recipients.items() if len(named) == 1}
     return {event_id: recipient for event_id, recipient in chosen.items() if recipient}
 
 
 def _locate_webhooks(
     tx: Transaction, provider: str, events: Sequence[ReportedEvent]
-) -> list[tuple[ReportedEvent, RawWebhook]]:
-    """Return each event with each raw webhook that may contain it."""
+) -> list[tuple[ReportedEvent, str, int]]:
+    """Return each event with the id and the stored size of each raw webhook that may contain it."""
     parameters = {
         "provider": provider,
-        "webhook_ids": array_literal(as_uuid(event.webhook_event_id) for event in events),
+        "webhook_ids": array_literal(_as_uuid(event.webhook_event_id) for event in events),
         "tenant_ids": array_literal(event.tenant_id for event in events),
         "event_ids": array_literal(event.provider_event_id for event in events),
     }
     rows = tx.execute(_LOCATE, parameters).all()
-    return [(events[number - 1], RawWebhook(id_, tenant_id, size)) for number, id_, tenant_id, size in rows]
+    return [(events[number - 1], webhook_id, size) for number, webhook_id, size in rows]
 
 
-def choose_recipient(named: Collection[str | None]) -> str | None:
-    """Return the only recipient that an event's webhooks name; None if one names none, or two name different ones."""
-    only, *others = named
-    return None if others else only
-
-
-def read_recipients(
+def _read_recipients(
     tx: Transaction, reader: RecipientReader, webhook_ids: Iterable[str], provider_event_ids: Iterable[str]
 ) -> list[tuple[str, str | None, str | None]]:
-    """Return the normalized recipient of each event in raw webhooks, with the webhook's id and the provider's.
-
-    Args:
-        tx: A transaction.
-        reader: The places of recipients in the webhooks.
-        webhook_ids: The ids of the webhooks.
-        provider_event_ids: The only events to return of a batch.
-    """
+    """Return webhook id, event id and normalized recipient of each event; of a batch, only of those that are named."""
     places = [*reader.places, *[None] * MAX_PLACES]
     parameters = {
         "webhook_ids": array_literal(webhook_ids),
@@ -192,18 +171,18 @@ def _normalize(text: str | None) -> str | None:
     return normalize_address(usable) if usable else None
 
 
-def group_by_size(webhooks: Iterable[RawWebhook]) -> Iterator[list[RawWebhook]]:
-    """Yield groups of raw webhooks in their order, to be read at once; leave out those that are too large."""
-    group: list[RawWebhook] = []
+def _group_by_size(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Yield groups of webhooks by id, to be read at once; leave out those that are too large."""
+    group: list[str] = []
     total = 0
-    for webhook in webhooks:
-        if webhook.size > MAX_BYTES:
+    for webhook_id, size in sizes.items():
+        if size > MAX_BYTES:
             continue
-        if group and total + webhook.size > BYTES_AT_ONCE:
+        if group and total + size > BYTES_AT_ONCE:
             yield group
             group, total = [], 0
-        group.append(webhook)
-        total += webhook.size
+        group.append(webhook_id)
+        total += size
     if group:
         yield group
 
@@ -211,6 +190,5 @@ def group_by_size(webhooks: Iterable[RawWebhook]) -> Iterator[list[RawWebhook]]:
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
-def as_uuid(text: str | None) -> str | None:
-    """Return *text* if it is a UUID, or None."""
+def _as_uuid(text: str | None) -> str | None:
     return text if text and _UUID.fullmatch(text) else None
