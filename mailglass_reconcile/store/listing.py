@@ -16,43 +16,10 @@ OVERSIZED_SHOWN = 50
 WAITING: Final = "waiting"
 EXPIRED: Final = "expired"
 
-# Along the index of arrival. The inner query chooses the page from stored columns; types and candidate ids are looked
-# up for that page alone.
+# Along the index of arrival, or with ids each by primary key, because one id may name a hundred thousand orphans. The
+# inner query chooses the page from stored columns; types and candidate ids are looked up for that page alone.
 _NEWEST = """
 -- An orphan linked since keeps its place, if its session wrote UTC; one without an event is still in our table.
-WITH last_read AS MATERIALIZED (
-  SELECT coalesce(o.arrived_at, e.inserted_at, 'infinity') AS arrived_at
-    FROM (SELECT CAST(:after AS uuid) AS id) AS k
-    LEFT JOIN {schema}.mailglass_events AS e ON e.id = k.id
-    LEFT JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = k.id
-)
-SELECT p.event_id::text, p.tenant_id, p.provider,
-       (SELECT left(e.type, 100) FROM {schema}.mailglass_events AS e WHERE e.id = p.event_id) AS type,
-       CASE WHEN p.arrived_at > now()::timestamp - make_interval(secs => :grace_seconds) THEN 'waiting'
-            WHEN p.arrived_at <= now()::timestamp - make_interval(mins => :max_age_minutes) THEN 'expired'
-            ELSE coalesce(p.state, 'unseen') END AS state,
-       {schema}.mailglass_reconcile_iso_v1(p.arrived_at) AS arrived_at,
-       {schema}.mailglass_reconcile_iso_v1(p.arrived_at + make_interval(mins => :max_age_minutes)) AS expires_at,
-       ARRAY(SELECT i.candidate_id FROM {schema}.mailglass_open_orphan_ids AS i
-              WHERE i.event_id = p.event_id ORDER BY i.position) AS candidate_ids
-  FROM (SELECT event_id, tenant_id, provider, state, arrived_at FROM {schema}.mailglass_open_orphans
-         WHERE (arrived_at, event_id) < ((SELECT arrived_at FROM last_read),
-                                         coalesce(CAST(:after AS uuid), 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
-           AND arrived_at > coalesce(now()::timestamp - make_interval(secs => CAST(:max_age_seconds AS float8)),
-                                  '-infinity')
-           AND arrived_at <= coalesce(now()::timestamp - make_interval(secs => CAST(:min_age_seconds AS float8)),
-                                   'infinity')
-           AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = CAST(:tenant_id AS text))
-           AND (CAST(:provider AS text) IS NULL OR provider = CAST(:provider AS text))
-           AND (CAST(:state AS text) IS NULL OR coalesce(state, 'unseen') = CAST(:state AS text))
-           AND (CAST(:recipient AS text) IS NULL OR recipient = CAST(:recipient AS text))
-           AND (recipient IS NULL OR NOT CAST(:unknown_recipient AS boolean))
-         ORDER BY arrived_at DESC, event_id DESC LIMIT :size) AS p
- ORDER BY p.arrived_at DESC, p.event_id DESC
-"""
-
-# The same of selected ids, each by primary key: one id may name a hundred thousand orphans.
-_NEWEST_SELECTED = """
 WITH last_read AS MATERIALIZED (
   SELECT coalesce(o.arrived_at, e.inserted_at, 'infinity') AS arrived_at
     FROM (SELECT CAST(:after AS uuid) AS id) AS k
@@ -71,11 +38,17 @@ SELECT p.event_id::text, p.tenant_id, p.provider,
        {schema}.mailglass_reconcile_iso_v1(p.arrived_at + make_interval(mins => :max_age_minutes)) AS expires_at,
        ARRAY(SELECT i.candidate_id FROM {schema}.mailglass_open_orphan_ids AS i
               WHERE i.event_id = p.event_id ORDER BY i.position) AS candidate_ids
-  FROM (SELECT o.*
-          FROM selected AS s
-         CROSS JOIN LATERAL (SELECT event_id, tenant_id, provider, state, arrived_at, recipient
-                               FROM {schema}.mailglass_open_orphans WHERE event_id = s.selected_id OFFSET 0) AS o
-         WHERE (arrived_at, event_id) < ((SELECT arrived_at FROM last_read),
+  FROM (SELECT event_id, tenant_id, provider, state, arrived_at
+          FROM (SELECT false AS by_id, event_id, tenant_id, provider, state, arrived_at, recipient
+                  FROM {schema}.mailglass_open_orphans
+                 UNION ALL
+                SELECT true, o.*
+                  FROM selected AS s
+                 CROSS JOIN LATERAL (SELECT event_id, tenant_id, provider, state, arrived_at, recipient
+                                       FROM {schema}.mailglass_open_orphans
+                                      WHERE event_id = s.selected_id OFFSET 0) AS o) AS o
+         WHERE by_id = CAST(:by_id AS boolean)
+           AND (arrived_at, event_id) < ((SELECT arrived_at FROM last_read),
                                          coalesce(CAST(:after AS uuid), 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
            AND arrived_at > coalesce(now()::timestamp - make_interval(secs => CAST(:max_age_seconds AS float8)),
                                   '-infinity')
@@ -100,15 +73,16 @@ WITH selected (selected_id) AS MATERIALIZED (
          CASE WHEN arrived_at > now()::timestamp - make_interval(secs => :grace_seconds) THEN 'waiting'
               WHEN arrived_at <= now()::timestamp - make_interval(mins => :max_age_minutes) THEN 'expired'
               ELSE coalesce(state, 'unseen') END AS state
-    FROM (SELECT event_id, tenant_id, provider, state, arrived_at, recipient
-            FROM {schema}.mailglass_open_orphans WHERE NOT CAST(:by_id AS boolean)
+    FROM (SELECT false AS by_id, event_id, tenant_id, provider, state, arrived_at, recipient
+            FROM {schema}.mailglass_open_orphans
            UNION ALL
-          SELECT o.*
+          SELECT true, o.*
             FROM selected AS s
            CROSS JOIN LATERAL (SELECT event_id, tenant_id, provider, state, arrived_at, recipient
-                                 FROM {schema}.mailglass_open_orphans WHERE event_id = s.selected_id OFFSET 0) AS o
-           WHERE CAST(:by_id AS boolean)) AS o
-   WHERE arrived_at > coalesce(now()::timestamp - make_interval(secs => CAST(:max_age_seconds AS float8)), '-infinity')
+                                 FROM {schema}.mailglass_open_orphans
+                                WHERE event_id = s.selected_id OFFSET 0) AS o) AS o
+   WHERE by_id = CAST(:by_id AS boolean)
+     AND arrived_at > coalesce(now()::timestamp - make_interval(secs => CAST(:max_age_seconds AS float8)), '-infinity')
      AND arrived_at <= coalesce(now()::timestamp - make_interval(secs => CAST(:min_age_seconds AS float8)), 'infinity')
      AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = CAST(:tenant_id AS text))
      AND (CAST(:provider AS text) IS NULL OR provider = CAST(:provider AS text))
@@ -261,16 +235,6 @@ class ListFilter:
             and (self.message_ids is None or not self.message_ids.isdisjoint(event.candidate_ids))
         )
 
-    def id_parameters(self) -> dict[str, object]:
-        """Return the parameters that select ids."""
-        ids = {"message_ids": self.message_ids, "event_ids": self.event_ids}
-        return {name: array_literal(values or ()) for name, values in ids.items()}
-
-    @property
-    def selects_ids(self) -> bool:
-        """True if only orphans with one of the ids pass."""
-        return self.message_ids is not None or self.event_ids is not None
-
     def parameters(self, settings: Settings) -> dict[str, object]:
         """Return the parameters of the statements that list open orphans; a state limits the age too."""
         min_ages, max_ages = [self.min_age_seconds], [self.max_age_seconds]
@@ -285,6 +249,9 @@ class ListFilter:
             "state": None if self.state == WAITING else self.state,
             "recipient": self.recipient,
             "unknown_recipient": self.unknown_recipient,
+            "message_ids": array_literal(self.message_ids or ()),
+            "event_ids": array_literal(self.event_ids or ()),
+            "by_id": self.message_ids is not None or self.event_ids is not None,
             "min_age_seconds": max((age for age in min_ages if age is not None), default=None),
             "max_age_seconds": min((age for age in max_ages if age is not None), default=None),
             "grace_seconds": settings.grace_seconds,
@@ -383,11 +350,9 @@ def load_newest(tx: Transaction, filters: ListFilter, after: str | None, size: i
     The filter's `type` is not compared, and expired orphans are those that no prune has removed yet.
     """
     parameters = {**filters.parameters(tx.settings), "after": after, "size": size}
-    if filters.selects_ids:
-        return _to_events(tx, _NEWEST_SELECTED, {**parameters, **filters.id_parameters()})
     stored = (filters.tenant_id, filters.provider, filters.recipient, parameters["state"])
     # Hardly any may pass, and no index has what is stored.
-    with trust_statistics(tx) if any(stored) else nullcontext():
+    with trust_statistics(tx) if any(stored) and not parameters["by_id"] else nullcontext():
         return _to_events(tx, _NEWEST, parameters)
 
 
@@ -414,12 +379,7 @@ def _to_events(tx: Transaction, statement: str, parameters: dict[str, object]) -
 
 def count_causes(tx: Transaction, filters: ListFilter, read_limit: int) -> list[Cause]:
     """Count open orphans by cause, the most frequent first; at most *read_limit* are read."""
-    parameters = {
-        **filters.parameters(tx.settings),
-        **filters.id_parameters(),
-        "by_id": filters.selects_ids,
-        "read_limit": read_limit,
-    }
+    parameters = {**filters.parameters(tx.settings), "read_limit": read_limit}
     return list(map(Cause._make, tx.execute(_CAUSES, parameters)))
 
 
