@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,7 +32,7 @@ from mailglass_reconcile.schedule import (
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import OpenConnection
 from mailglass_reconcile.store.engines import connect
-from mailglass_reconcile.store.runs import Origin, Run, RunKind
+from mailglass_reconcile.store.runs import RUNNING_APP, CeleryApp, Origin, Run, RunKind
 from mailglass_reconcile.store.window import Range
 from mailglass_reconcile.sweep import ranges, recent, reconciler, run_log
 from mailglass_reconcile.sweep.interruption import stop_on_signal
@@ -40,6 +41,7 @@ from mailglass_reconcile.sweep.reconciler import Sweep
 try:
     from billiard.pool import SIG_SOFT_TIMEOUT, soft_timeout_sighandler
     from celery import Task, current_task, shared_task
+    from celery.schedules import maybe_schedule
     from celery.signals import celeryd_after_setup, worker_process_init
 
     from mailglass_reconcile.singleton.task import LockLease, SweepTask, bind_arguments
@@ -67,9 +69,31 @@ class _CheckedTask(Task):
     per_outage = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.request.called_directly:
+            return self._run_checked(super().__call__, args, kwargs)
+        token = RUNNING_APP.set(CeleryApp(self.app.main or "?", _seconds_until_next(self)))
+        try:
+            return self._run_checked(self.run, args, kwargs)
+        finally:
+            RUNNING_APP.reset(token)
+
+    def _run_checked(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with _log_error(self.name, per_outage=self.per_outage):
             bind_arguments(self.run, args, kwargs)
-            return super().__call__(*args, **kwargs) if self.request.called_directly else self.run(*args, **kwargs)
+            return run(*args, **kwargs)
+
+
+def _seconds_until_next(task: Task) -> int | None:
+    """Return the seconds until the app's schedule starts the next full sweep; None if that cannot be known."""
+    if task.name != SWEEP_TASK:
+        return None
+    app = task.app
+    try:
+        schedules = [entry["schedule"] for entry in app.conf.beat_schedule.values() if entry.get("task") == SWEEP_TASK]
+        waits = [maybe_schedule(when, app=app).remaining_estimate(app.now()) for when in schedules]
+        return math.ceil(float(min(waits).total_seconds()))
+    except Exception:  # no entry, or an error of an application's own schedule
+        return None
 
 
 class _CheckedSweepTask(_CheckedTask, SweepTask):

@@ -148,6 +148,8 @@ CREATE TABLE {schema}.mailglass_reconcile_runs (
   finished_at        timestamp NOT NULL,
   kind               text NOT NULL,
   origin             text NOT NULL,
+  app                text,
+  interval_seconds   integer,
   tenant_id          text,
   status             text NOT NULL,
   error              text,

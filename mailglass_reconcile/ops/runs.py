@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict, cast
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.rules.states import OpenState, RunStatus
-from mailglass_reconcile.rules.thresholds import LATE_SECONDS
+from mailglass_reconcile.rules.thresholds import LATE_SECONDS, SWEEP_INTERVAL_SECONDS
 from mailglass_reconcile.store import runs
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.runs import OpenGroup, Origin, RunKind
@@ -35,7 +35,10 @@ SELECT {schema}.mailglass_reconcile_iso_v1(now()::timestamp) AS now,
        {schema}.mailglass_reconcile_iso_v1(counted.finished_at) AS counted_at, counted.open_groups AS groups,
        counted.covered_until::text,
        coalesce(extract(epoch FROM now()::timestamp - uncovered.since)::float8, 0) AS uncovered_seconds,
-       extract(epoch FROM now()::timestamp - beat.finished_at)::float8 AS beat_age, other.quarters AS other_quarters,
+       extract(epoch FROM now()::timestamp - beat.finished_at)::float8 AS beat_age, celery.app,
+       CASE WHEN schedule.finished_at > now()::timestamp - make_interval(secs => 2 * schedule.interval_seconds + 900)
+            THEN schedule.interval_seconds END AS interval_seconds,
+       other.quarters AS other_quarters,
        pruned.finished_at IS NOT NULL AS pruned,
        coalesce(extract(epoch FROM now()::timestamp - coalesce(pruned.finished_at, first.started_at))::float8, 0)
          AS unpruned_seconds,
@@ -76,6 +79,16 @@ SELECT {schema}.mailglass_reconcile_iso_v1(now()::timestamp) AS now,
            FROM unnest(ARRAY['full', 'recent', 'range', 'dispatch', 'prune']) AS k (kind)
           CROSS JOIN LATERAL (SELECT finished_at FROM {schema}.mailglass_reconcile_runs
                                WHERE kind = k.kind AND origin = 'beat' ORDER BY id DESC LIMIT 1) AS b) AS beat ON true
+  LEFT JOIN LATERAL (
+         SELECT a.app
+           FROM unnest(ARRAY['full', 'recent', 'dispatch', 'prune']) AS k (kind)
+          CROSS JOIN LATERAL (SELECT id, app FROM {schema}.mailglass_reconcile_runs
+                               WHERE kind = k.kind AND app IS NOT NULL ORDER BY id DESC LIMIT 1) AS a
+          ORDER BY a.id DESC LIMIT 1) AS celery ON true
+  -- A schedule whose sweeps have stopped does not make those of cron late.
+  LEFT JOIN LATERAL (
+         SELECT finished_at, interval_seconds FROM {schema}.mailglass_reconcile_runs
+          WHERE kind = 'full' AND app IS NOT NULL ORDER BY id DESC LIMIT 1) AS schedule ON true
   -- Manual sweeps while Celery is down are not in each quarter of an hour. 100 rows: cron may sweep each minute.
   LEFT JOIN LATERAL (
          SELECT count(DISTINCT floor(extract(epoch FROM now()::timestamp - f.finished_at) / 900)) AS quarters
@@ -144,6 +157,9 @@ class RunHistory(NamedTuple):
         covered_until: The upper end of that sweep's window, as Postgres writes it: what arrived later is not counted.
         uncovered_seconds: Seconds for which no full sweep has checked everything; 0 if the last one has.
         beat_age: Seconds since the end of the last run that beat had queued; None without one.
+        app: The name of the Celery app that ran the last task; None if none has run, or its row is too old.
+        interval_seconds: Seconds from the last full sweep of a Celery app to the next in its schedule; None if that is
+            not known, or has stopped.
         other_quarters: The number of the last four quarters of an hour, of `now`, in which a full sweep succeeded that
             Celery had not run.
         pruned: True if a prune has ever succeeded.
@@ -161,11 +177,18 @@ class RunHistory(NamedTuple):
     covered_until: str | None
     uncovered_seconds: float
     beat_age: float | None
+    app: str | None
+    interval_seconds: int | None
     other_quarters: int
     pruned: bool
     unpruned_seconds: float
     last_success: dict[str, str]
     last: LastSweep | None
+
+    def late_after(self, seconds: float) -> float:
+        """Return the seconds after which a full sweep is late: *seconds*, or more if sweeps are scheduled so."""
+        interval = self.interval_seconds or 0
+        return seconds if interval <= SWEEP_INTERVAL_SECONDS else max(seconds, interval + SWEEP_INTERVAL_SECONDS)
 
 
 class ListedRun(TypedDict):

@@ -26,9 +26,10 @@ TABLES = {
     "mailglass_reconcile_refusals": "provider tenant_id since last_at refused failed cause accepted_at",
     "mailglass_reconcile_retention": "relation days",
     "mailglass_reconcile_runs": (
-        "id started_at finished_at kind origin tenant_id status error runs scanned linked linked_unchecked unmatched"
-        " unmatchable ambiguous tenant_mismatch recipient_mismatch skipped failed published publish_failed expired"
-        " events deliveries duration_ms remaining linkable_since open_groups covered_until covered ranges ranges_done"
+        "id started_at finished_at kind origin app interval_seconds tenant_id status error runs scanned linked"
+        " linked_unchecked unmatched unmatchable ambiguous tenant_mismatch recipient_mismatch skipped failed"
+        " published publish_failed expired events deliveries duration_ms remaining linkable_since open_groups"
+        " covered_until covered ranges ranges_done"
     ),
 }
 """The tables that the revisions make, with their columns; the first one tells ours from another table of the name."""

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import time
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
@@ -44,17 +45,17 @@ def _for_each_count(statement: str) -> str:
 
 _ADD = _for_each_count("""
 INSERT INTO {schema}.mailglass_reconcile_runs AS r
-       (started_at, finished_at, kind, origin, tenant_id, status, error, runs, [#],
+       (started_at, finished_at, kind, origin, app, interval_seconds, tenant_id, status, error, runs, [#],
         remaining, linkable_since, open_groups, covered_until, covered, ranges)
-VALUES (now()::timestamp - make_interval(secs => :age_ms / 1000.0), now()::timestamp, :kind, :origin, :tenant_id,
-        :status, :error, :runs, [:#],
+VALUES (now()::timestamp - make_interval(secs => :age_ms / 1000.0), now()::timestamp, :kind, :origin, :app,
+        :interval_seconds, :tenant_id, :status, :error, :runs, [:#],
         :remaining, CAST(:linkable_since AS timestamp), CAST(:open_groups AS jsonb),
         CAST(:covered_until AS timestamp), :covered, :ranges)
     ON CONFLICT (kind, origin, status, coalesce(tenant_id, ''),
                  date_trunc(CASE kind WHEN 'dispatch' THEN 'hour' ELSE 'minute' END, started_at))
           WHERE kind IN ('recent', 'dispatch')
     DO UPDATE
-   SET finished_at = excluded.finished_at, error = excluded.error, runs = r.runs + excluded.runs,
+   SET finished_at = excluded.finished_at, error = excluded.error, app = excluded.app, runs = r.runs + excluded.runs,
        [# = r.# + excluded.#],
        remaining = excluded.remaining, linkable_since = excluded.linkable_since
 RETURNING id
@@ -161,12 +162,26 @@ class Run:
     began: float = field(default_factory=time.monotonic)
 
 
+class CeleryApp(NamedTuple):
+    """The Celery app that runs a task of ours, and the seconds until its schedule has the next full sweep."""
+
+    name: str
+    interval_seconds: int | None
+
+
+RUNNING_APP: ContextVar[CeleryApp | None] = ContextVar("mailglass_reconcile_running_app", default=None)
+"""The app of the task that runs now, whose runs are stored with it."""
+
+
 def add(tx: Transaction, run: Run) -> int:
     """Add a run to the history, and return its id; a recent sweep or a dispatch is added to its minute or hour."""
+    app = RUNNING_APP.get()
     parameters = {
         **_parameters(run),
         "kind": run.kind,
         "origin": run.origin,
+        "app": app and app.name,
+        "interval_seconds": app and app.interval_seconds,
         "tenant_id": run.tenant_id,
         "runs": run.runs,
         "age_ms": math.ceil((time.monotonic() - run.began) * 1000),

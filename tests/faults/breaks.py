@@ -189,8 +189,8 @@ BREAKS = (
           "    if facts.overdue_seconds > 2 * HANDLERS_LATE_SECONDS:\n"),
 
     Break("beat may be late without an error", "mailglass_reconcile/ops/checks/sweeps.py", DOCTOR,
-          "history.beat_age is None or history.beat_age <= LATE_SECONDS:",
-          "history.beat_age is None or history.beat_age <= 2 * LATE_SECONDS:"),
+          "history.beat_age <= history.late_after(LATE_SECONDS)",
+          "history.beat_age <= history.late_after(2 * LATE_SECONDS)"),
     Break("the full sweeps may be as late as the links", "mailglass_reconcile/ops/checks/sweeps.py", DOCTOR,
           "context.max_lag_seconds * 2 / 3", "context.max_lag_seconds"),
     Break("a failed sweep is no finding", "mailglass_reconcile/ops/checks/sweeps.py", DOCTOR,

@@ -40,9 +40,11 @@ from mailglass_reconcile.ops.checks.check import (
     error,
     merge,
     ok,
+    warning,
 )
 from mailglass_reconcile.ops.runs import RunHistory
 from mailglass_reconcile.rules import connection_errors
+from mailglass_reconcile.rules.humanize import sanitize
 from mailglass_reconcile.store.database import OpenConnection
 from mailglass_reconcile.store.engines import server_of
 
@@ -100,6 +102,7 @@ def diagnose(celery: Callable[[], Cluster] | None, *, repair: bool = False) -> l
     uses_celery, expects_redis = celery is not None, runtime.is_redis_configured() or _has_broker()
     database_findings: list[Finding] = []
     connected = _connect(findings)
+    history = None
     if connected is not None:
         with connected.connection:
             repair_findings = _repair(connected) if repair else []
@@ -107,14 +110,14 @@ def diagnose(celery: Callable[[], Cluster] | None, *, repair: bool = False) -> l
             history = _load_history(connected)
             if uses_celery and history:
                 uses_celery = not sweeps.runs_without_celery(history, is_scheduled=_is_scheduled())
-            expects_redis = expects_redis or (uses_celery and history is not None and sweeps.ran_with_celery(history))
+                expects_redis = expects_redis or (uses_celery and sweeps.ran_with_celery(history))
     redis_findings, is_absent = _check_redis(is_expected=expects_redis)
     findings += redis_findings
-    uses_celery = uses_celery and not is_absent
+    uses_celery, app = uses_celery and not is_absent, history.app if history else None
     if not (uses_celery and celery):
         findings.append(ok(WITHOUT_CELERY)._replace(check="celery"))
-    elif beat := _check_celery(celery, findings):
-        database_findings = [sweeps.name_beat(finding, beat) for finding in database_findings]
+    elif beat := _check_celery(celery, findings, app):
+        database_findings = [sweeps.name_beat(finding, beat, app) for finding in database_findings]
     return merge([*findings, *database_findings])
 
 
@@ -205,8 +208,11 @@ def _repair(connected: OpenConnection) -> list[Finding]:
         return [error(f"could not repair: {fault}", step, NEEDED_BY_ALL)._replace(check="open_set")]
 
 
-def _check_celery(celery: Callable[[], Cluster], findings: list[Finding]) -> str | None:
-    """Add the findings about Celery to *findings*; return the command that starts beat if workers wait for tasks."""
+def _check_celery(celery: Callable[[], Cluster], findings: list[Finding], app: str | None) -> str | None:
+    """Add the findings about Celery to *findings*; return the command that starts beat if workers wait for tasks.
+
+    If another app than the bundled one, *app*, runs the tasks and is not loaded here, there is nothing to ask.
+    """
     from mailglass_reconcile.ops.checks import workers  # noqa: PLC0415 - Celery may be missing
 
     try:
@@ -214,6 +220,11 @@ def _check_celery(celery: Callable[[], Cluster], findings: list[Finding]) -> str
     except Exception as fault:  # creating an application's Celery app may raise anything
         message = f"the Celery app cannot be created ({type(fault).__name__})"
         findings.append(error(message, "check CELERY_BROKER_URL and MAILGLASS_REDIS_URL")._replace(check="celery"))
+        return None
+    if cluster.is_bundled and sweeps.is_own(app):
+        message = f"your Celery app {sanitize(app)} runs the tasks, but it is not loaded here, so it was not checked"
+        step = "name its module in MAILGLASS_IMPORTS and run the doctor again"
+        findings.append(warning(message, step)._replace(check="celery"))
         return None
     with cluster:
         for check in _collect_checks(workers):

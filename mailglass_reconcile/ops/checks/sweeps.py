@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeGuard
 
 from mailglass_reconcile.errors import with_local_names
 from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok
@@ -13,25 +14,41 @@ from mailglass_reconcile.rules.thresholds import LATE_SECONDS, PRUNE_LATE_SECOND
 WORKER_CHECKS = ("redis", "broker", "worker", "queues", "schedule")
 """Checks whose errors explain why Celery runs no task."""
 DATABASE_CHECKS = ("privileges", "schema", "indexes", "functions", "triggers")
-ASK_WORKER = (
-    "run `mailglass-reconcile doctor` where the worker runs: beat, the broker or the worker has stopped, or the log of"
-    " the worker has the reason"
-)
 SWEEP = "run `mailglass-reconcile sweep`, which says why"
 NOTHING_SWEEPS = f"{SWEEP}; if it succeeds, nothing starts sweeps: start beat, or let cron run it every five minutes"
 FIRST_SWEEP = "run `mailglass-reconcile sweep`; then start a worker and beat, or run it every five minutes from cron"
-ASK_WORKER_FIRST = f"{ASK_WORKER}; then {SWEEP}"
-BEAT_STEPS = (ASK_WORKER, ASK_WORKER_FIRST, NOTHING_SWEEPS, FIRST_SWEEP)
-"""Remedies of findings that only beat can be the reason for where workers are known to wait for tasks."""
+WAIT = "wait for the next time in beat's schedule, or run `mailglass-reconcile sweep`"
+BUNDLED_APP = "mailglass_reconcile"
+
+
+def _ask_worker(app: str | None) -> str:
+    """Return the step that finds what has stopped, in the worker's environment, which has its app."""
+    imports = f", with the module of your Celery app {sanitize(app)} in MAILGLASS_IMPORTS" if is_own(app) else ""
+    return (
+        f"run `mailglass-reconcile doctor` where the worker runs{imports}: beat, the broker or the worker has stopped,"
+        " or the log of the worker has the reason"
+    )
+
+
+def is_own(app: str | None) -> TypeGuard[str]:
+    """Return True if runs were made by an application's own Celery app, of this name."""
+    return app not in (None, BUNDLED_APP)
+
+
+def _beat_steps(app: str | None) -> tuple[str, ...]:
+    """Return the remedies of findings whose reason can only be beat where workers are known to wait for tasks."""
+    return (_ask_worker(app), f"{_ask_worker(app)}; then {SWEEP}", NOTHING_SWEEPS, FIRST_SWEEP)
 
 
 @check("sweeps", fast=True)
 def sweeps(context: CheckContext) -> Iterator[Finding]:
     """A full sweep has succeeded in time, and the last one has not failed."""
-    history, allowed = context.history, context.max_lag_seconds * 2 / 3
+    history = context.history
+    allowed = history.late_after(context.max_lag_seconds * 2 / 3)
     because = (*DATABASE_CHECKS, *WORKER_CHECKS)
     if history.success_age is None and history.last is None:
-        yield error("no full sweep of all tenants has run yet", FIRST_SWEEP, because)
+        step = WAIT if _is_beat_in_time(history) else FIRST_SWEEP
+        yield error("no full sweep of all tenants has run yet", step, because)
     elif history.last is not None and history.last.status == "failed":
         reason = sanitize(history.last.error or "no error was recorded")
         yield error(f"the last full sweep failed {format_duration(history.last.age)} ago ({reason})", SWEEP, because)
@@ -41,8 +58,9 @@ def sweeps(context: CheckContext) -> Iterator[Finding]:
         message = (
             f"no full sweep has succeeded for {format_duration(history.success_age)} (limit {format_duration(allowed)})"
         )
-        is_beat_late = history.beat_age is not None and history.beat_age > LATE_SECONDS
-        yield error(message, ASK_WORKER_FIRST if is_beat_late else NOTHING_SWEEPS, because)
+        is_beat_late = history.beat_age is not None and not _is_beat_in_time(history)
+        step = f"{_ask_worker(history.app)}; then {SWEEP}" if is_beat_late else NOTHING_SWEEPS
+        yield error(message, step, because)
     elif history.last is not None and history.last.failed and not history.last.linked:
         refused = pluralize(history.last.failed, "link")
         yield error(f"the database refused all that the last full sweep tried, {refused}", SWEEP, because)
@@ -65,14 +83,13 @@ def beat(context: CheckContext) -> Iterator[Finding]:
     The history has finished runs only, so it cannot show whether beat, the broker or the worker has stopped.
     """
     history = context.history
-    in_time = history.success_age is not None and history.success_age <= LATE_SECONDS
-    if history.beat_age is None or history.beat_age <= LATE_SECONDS:
+    if history.beat_age is None or _is_beat_in_time(history):
         yield ok(
             "beat has never queued a run"
             if history.beat_age is None
             else f"a run {format_duration(history.beat_age)} ago"
         )
-    elif in_time:
+    elif _has_swept_in_time(history):
         yield ok(
             f"beat last queued a run {format_duration(history.beat_age)} ago;"
             f" full sweeps are started by {_success_origin(context)}"
@@ -80,14 +97,27 @@ def beat(context: CheckContext) -> Iterator[Finding]:
     else:
         yield error(
             f"no run that beat queued has ended for {format_duration(history.beat_age)}",
-            ASK_WORKER,
+            _ask_worker(history.app),
             (*WORKER_CHECKS, "sweeps"),
         )
 
 
-def name_beat(finding: Finding, start: str) -> Finding:
-    """Return a finding with the remedy that starts beat, if workers that wait for tasks leave no other reason."""
-    if finding.remedy not in [with_local_names(step) for step in BEAT_STEPS]:
+def _is_beat_in_time(history: RunHistory) -> bool:
+    """Return True if a run that beat queued has ended in time."""
+    return history.beat_age is not None and history.beat_age <= history.late_after(LATE_SECONDS)
+
+
+def _has_swept_in_time(history: RunHistory) -> bool:
+    """Return True if a full sweep has succeeded in time."""
+    return history.success_age is not None and history.success_age <= history.late_after(LATE_SECONDS)
+
+
+def name_beat(finding: Finding, start: str, app: str | None) -> Finding:
+    """Return a finding with the remedy that starts beat, if workers that wait for tasks leave no other reason.
+
+    *app* is the Celery app that ran the last task.
+    """
+    if finding.remedy not in [with_local_names(step) for step in _beat_steps(app)]:
         return finding
     if finding.remedy == with_local_names(FIRST_SWEEP):  # nothing has run yet: beat may have started a minute ago
         step = f"beat sweeps at each fifth minute; if it has not by then, start it, exactly once: `{start}`"
@@ -150,9 +180,8 @@ def runs_without_celery(history: RunHistory, *, is_scheduled: bool) -> bool:
         history: The history of runs.
         is_scheduled: True if the application's own schedule has an entry for sweeps.
     """
-    if history.beat_age is not None and history.beat_age <= LATE_SECONDS:
+    if _is_beat_in_time(history):
         return False
     if history.beat_age is not None or is_scheduled:
         return history.other_quarters == 4
-    in_time = history.success_age is not None and history.success_age <= LATE_SECONDS
-    return in_time and history.success_origin not in ("beat", "call")
+    return _has_swept_in_time(history) and history.success_origin not in ("beat", "call")

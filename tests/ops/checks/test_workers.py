@@ -189,6 +189,22 @@ def test_a_worker_of_an_app_that_was_not_found_does_the_work(site: Site) -> None
         assert "nothing waits in the bundled app's queue" in findings(site)["queues"][0]["message"]
 
 
+def test_the_app_that_runs_the_tasks_is_named_where_it_is_not_loaded(site: Site) -> None:
+    """Nobody is told to start a worker or a beat of the bundled app, which would take the tasks of others."""
+    with site.worker(app="worker", pool="solo"):
+        site.send(queue="celery")
+        wait_until(lambda: site.db.rows("SELECT app FROM mailglass_reconcile_runs") == [("adopter",)], PATIENCE)
+    (unloaded,) = findings(site)["celery"]
+    assert unloaded["status"] == "warning"
+    assert "your Celery app adopter runs the tasks" in unloaded["message"]
+    site.db.run(RUN.replace("'beat'", "'call'"))
+    site.db.run("UPDATE mailglass_reconcile_runs SET finished_at = finished_at - interval '3 hours'")
+    result = findings(site)
+    assert states(result, "sweeps") == {"error"}
+    assert "celery -A" not in str(result)
+    assert findings(site, MAILGLASS_IMPORTS="worker")["worker"][0]["remedy"].endswith("`celery -A worker worker`")
+
+
 def test_a_remedy_starts_the_app_that_was_found_and_none_of_its_queues(site: Site) -> None:
     """The bundled app's worker would consume, and drop, the tasks in an application's queue."""
     result = findings(site, MAILGLASS_IMPORTS="worker")
