@@ -149,11 +149,11 @@ def test_in_mailglass_s_new_schema_everything_leads_to_the_page_that_moves_our_t
     assert (old.objects(), new.objects()) == before
     for database in (old, new):
         [line] = runner.find_missing_objects(database.engine, database.settings)
-        assert line == finding(database).sentence
+        assert finding(database).sentence == f"schema: {line}"
         assert re.match(moved, line)
         mailglass_reconcile.configure(engine=database.engine, settings=database.settings)
         try:
-            assert status.load_problems(runtime.database()) == [line]
+            assert status.load_problems(runtime.database()) == [f"schema: {line}"]
             for call in (reconcile, lambda: status.load_status(runtime.database())):
                 with pytest.raises(SchemaOutdatedError, match=moved):
                     call()

@@ -71,7 +71,7 @@ def test_a_sweep_with_a_limit_never_counts_as_a_full_one(db):
     assert reconcile(limit=1).status == "ok"
     assert (last(db).kind, last(db).open_groups) == ("targeted", None)
     [problem] = load_problems(db.database)
-    assert problem.startswith("no full sweep of all tenants has run yet")
+    assert problem.startswith("sweeps: no full sweep of all tenants has run yet")
 
 
 def test_a_sweep_that_fails_says_so_and_names_the_class_of_the_error_only(db):
