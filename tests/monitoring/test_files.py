@@ -18,7 +18,7 @@ pytestmark = pytest.mark.version_independent
 
 NAME = re.compile(rf"\b{exposition.PREFIX}\w+")
 PAGE = (MONITORING.parent / "doctor.md").read_text()
-OF_RECEIVERS = set(re.findall(r"^# TYPE (\w+)", receivers.scrape({}).decode(), re.MULTILINE))
+OF_RECEIVERS = set(re.findall(r"^# TYPE (\w+)", receivers.scrape().decode(), re.MULTILINE))
 """The page does not receive webhooks; OpenTelemetry's exporter for Prometheus names the format's counter so, too."""
 
 
