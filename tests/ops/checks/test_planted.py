@@ -220,7 +220,9 @@ def test_an_index_of_mailglass_s_own_is_made_by_the_statement_that_is_printed(
     finding = worst_finding("indexes")
     assert (finding.status, f"index {index} is missing" in finding.message) == (ERROR, True)
     assert load_problems(mailglass_db.database)
-    assert runner.find_missing_objects(mailglass_db.engine, mailglass_db.settings) == [finding.sentence]
+    assert runner.find_missing_objects(mailglass_db.engine, mailglass_db.settings) == [
+        f"{finding.message}: {finding.remedy}"
+    ]
     with pytest.raises(SchemaOutdatedError, match="CREATE UNIQUE INDEX CONCURRENTLY"):
         runner.migrate(mailglass_db.engine, mailglass_db.settings, lambda line: None)
     heal(mailglass_db, finding.remedy)
