@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
@@ -13,6 +14,9 @@ NEXT, LATER = (f"{int(VERSION[:4]) + number:04d}" for number in (1, 2))
 """The revisions of a later release of the same major version."""
 UNRELEASED = "0001a"
 """The revision of a checkout before the first release."""
+README = (Path(__file__).parents[2] / "alembic" / "README.md").read_text()
+(RECIPE,) = re.findall(r"```python\n(BACKFILL = .*?)```", README, re.DOTALL)
+"""The recipe for a revision that fills rows."""
 
 _LOCKS_TABLE = re.compile(
     r"\b(ALTER\s+TABLE|(CREATE|DROP)\s+(UNIQUE\s+)?INDEX|DROP\s+TABLE|TRUNCATE|LOCK)\b", re.IGNORECASE

@@ -1,8 +1,6 @@
 """What a revision after the first may do: it changes a table of ours, or fills rows in batches."""
 
 import importlib.util
-import re
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -10,12 +8,9 @@ from alembic import op
 
 from mailglass_reconcile.store import script
 from mailglass_reconcile.store.migration.operations import execute, schema_name
-from revisions import find_faults, render
+from revisions import RECIPE, find_faults, render
 
 pytestmark = pytest.mark.version_independent
-
-README = (Path(__file__).parents[3] / "alembic" / "README.md").read_text()
-(RECIPE,) = re.findall(r"```python\n(BACKFILL = .*?)```", README, re.DOTALL)
 
 
 def add_column(table="mailglass_open_orphans"):
