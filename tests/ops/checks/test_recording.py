@@ -297,3 +297,66 @@ def test_the_sample_costs_the_same_however_many_rows_there_are(mailglass_db):
     assert not plan.whole
     assert 0 < plan.buffers < 8_000
     assert math.isfinite(load_by_provider(mailglass_db)[None].silent_seconds or 0) is False
+
+
+def refuse(db, tenant_id: str = "", *, minutes: int = 90) -> None:
+    """Store that webhooks of postmark were refused, the first some minutes ago, the last one now."""
+    db.run(
+        "INSERT INTO mailglass_reconcile_refusals (provider, tenant_id, since, last_at, refused, failed, cause) VALUES"
+        " ('postmark', :tenant, now()::timestamp - make_interval(mins => :minutes), now()::timestamp, 3, 0, 'clock')",
+        tenant=tenant_id,
+        minutes=minutes,
+    )
+
+
+@pytest.mark.parametrize(
+    ("tenant_id", "minutes", "columns", "status_"),
+    [
+        ("", 90, {}, ERROR),
+        (TENANT, 90, {}, ERROR),
+        ("other", 90, {}, WARNING),
+        ("", 50, {}, WARNING),
+        ("", 9, {}, OK),
+        ("", 90, {"provider": "ses"}, WARNING),
+        ("", 90, {"last_event_type": "delivered", "terminal": True}, WARNING),
+    ],
+    ids=["error", "of a tenant", "another tenant's mail", "mail before", "not for long", "other mail", "with a report"],
+)
+def test_refused_webhooks_are_an_error_only_if_mail_since_has_no_report(db, tenant_id, minutes, columns, status_):
+    """Anybody can post to a provider's address, also for ten minutes."""
+    insert(db, make_dispatched_rows(1, **{"provider": "postmark", **columns}))
+    refuse(db, tenant_id, minutes=minutes)
+    finding = worst_finding("webhooks")
+    assert finding.status == status_, finding
+    assert (f"tenant {tenant_id!r}" in finding.message) is bool(tenant_id)
+
+
+def test_refused_webhooks_of_many_tenants_are_one_finding(db):
+    """The tenant with mail is named."""
+    insert(db, make_dispatched_rows(1, provider="postmark"))
+    for tenant_id in ("first", TENANT, "last"):
+        refuse(db, tenant_id)
+    refuse(db, "second", minutes=95)
+    [problem] = [problem for problem in status.load_problems(db.database) if problem.startswith("webhooks: ")]
+    assert problem.startswith(
+        f"webhooks: every webhook of postmark for tenant '{TENANT}' for 1 hour was refused: 3, the"
+    )
+
+
+@pytest.mark.slow
+def test_on_mailglass_s_tables_refused_webhooks_are_an_error_too(mailglass_db):
+    """Of its deliveries, the events name the provider."""
+    with mailglass_db.engine.begin() as connection:
+        record_send(
+            connection,
+            tenant_id=TENANT,
+            provider="postmark",
+            sent=[Sent(recipient="ada@example.com", message_id="m-1")],
+        )
+    mailglass_db.broken.update({"I2", "I7"})
+    mailglass_db.run(
+        "UPDATE mailglass_deliveries SET dispatched_at = now()::timestamp - interval '1 hour',"
+        " last_event_at = now()::timestamp - interval '1 hour'"
+    )
+    refuse(mailglass_db)
+    assert worst_finding("webhooks").status == ERROR
