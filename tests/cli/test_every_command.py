@@ -9,7 +9,7 @@ import pytest
 import commands
 import factories
 import mailglass_reconcile
-from marking import slow_unless
+from marking import nightly_unless, slow_unless
 from recording import event, record
 
 pytestmark = pytest.mark.version_independent
@@ -90,7 +90,7 @@ def arguments_of(name: str, ids: dict[str, str]) -> list[str]:
     return [ids.get(argument, argument) for argument in PRINTING[name]]
 
 
-@pytest.mark.parametrize("name", slow_unless(("status", "explain an event").__contains__, PRINTING))
+@pytest.mark.parametrize("name", nightly_unless(("status", "explain an event").__contains__, PRINTING))
 def test_a_line_is_printable_and_fits_a_terminal(db, hostile, name):
     """A line in a pipe may be longer, and a command to copy is not wrapped; no line has an address."""
     arguments = arguments_of(name, hostile)

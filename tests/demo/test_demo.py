@@ -19,6 +19,7 @@ from mailglass_reconcile.demo import environment
 from mailglass_reconcile.demo.receiver import ReceiverProcess
 from mailglass_reconcile.demo.scenario import LINK, OPEN, RACE
 from mailglass_reconcile.testing.processes import closing
+from marking import nightly_unless
 from processes import Process
 from waiting import wait_until
 
@@ -168,7 +169,10 @@ def test_a_worker_that_ends_ends_the_demo(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["starting PostgreSQL", "starting Celery", "a recent sweep linked"])
+@pytest.mark.parametrize(
+    "moment",
+    nightly_unless("starting Celery".__eq__, ["starting PostgreSQL", "starting Celery", "a recent sweep linked"]),
+)
 def test_ctrl_c_stops_the_demo_and_its_servers(demo, moment):
     """It reaches the whole process group, twice if somebody is impatient, while servers start or work."""
     demo.process.wait_for(moment)

@@ -80,9 +80,16 @@ KILLS = (
     Killed(Prune, range(90, 130, 10)),
     Killed(Erase, range(30, 110, 20)),
 )
+IN_CI = (Sweep, NewJobs)
 
 
-@pytest.mark.parametrize("killed", [pytest.param(killed, id=killed.work.__name__) for killed in KILLS])
+@pytest.mark.parametrize(
+    "killed",
+    [
+        pytest.param(killed, id=killed.work.__name__, marks=() if killed.work in IN_CI else pytest.mark.nightly)
+        for killed in KILLS
+    ],
+)
 def test_work_killed_at_any_fail_point_is_finished_by_the_next_run(
     handler_db: Database, redis_url: str, killed: Killed, record_property: Record
 ) -> None:
@@ -198,7 +205,8 @@ QUICK = ("Sweep after COMMIT", "HandlersOnEngine after COMMIT")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.guard if name in QUICK else ()) for name in LOSSES]
+    "name",
+    [pytest.param(name, marks=pytest.mark.guard if name in QUICK else pytest.mark.nightly) for name in LOSSES],
 )
 def test_work_whose_connection_is_lost_at_any_message_is_finished_by_the_next_run(
     handler_db: Database,

@@ -13,7 +13,7 @@ from mailglass_reconcile import Sent, WebhookEvent, attempt_link, find_orphans, 
 from mailglass_reconcile.ops.explanation import explain
 from mailglass_reconcile.store import runs
 from mailglass_reconcile.sweep.reconciler import prepare
-from marking import slow_unless
+from marking import nightly_unless
 from scraping import scrape, value
 
 TO, CC = "to@example.com", "cc@example.com"
@@ -87,7 +87,7 @@ QUICK = ("sendgrid", "ses")
 """Providers of which `make test` reads raw webhooks: one in batches, and one of whose events each has a row."""
 
 
-@pytest.mark.parametrize("provider", slow_unless(QUICK.__contains__, PROVIDERS))
+@pytest.mark.parametrize("provider", nightly_unless(QUICK.__contains__, PROVIDERS))
 @pytest.mark.parametrize("has_webhook_id", [True, False], ids=["since 1.0", "0.1.1"])
 def test_a_bounce_of_the_cc_does_not_mark_the_delivery_of_the_to(mailglass_db, provider, has_webhook_id):
     """The raw webhook is found by its id or by the event's, which of a batch is the first one's."""
@@ -101,7 +101,7 @@ def test_a_bounce_of_the_cc_does_not_mark_the_delivery_of_the_to(mailglass_db, p
     assert reconcile().recipient_mismatch == 1  # by what the first sweep has stored
 
 
-@pytest.mark.parametrize("provider", slow_unless(QUICK.__contains__, PROVIDERS))
+@pytest.mark.parametrize("provider", nightly_unless(QUICK.__contains__, PROVIDERS))
 @pytest.mark.parametrize("has_webhook_id", [True, False], ids=["since 1.0", "0.1.1"])
 def test_a_bounce_of_the_to_is_linked_to_its_delivery_among_several_of_the_id(mailglass_db, provider, has_webhook_id):
     """Mailglass's delivery of the To and another writer's of the Cc have the id."""
@@ -157,7 +157,7 @@ def test_a_recipient_that_cannot_be_read_leaves_the_id_alone_to_decide(mailglass
     assert mailglass_db.rows(CHECKED) == [(False,)]
 
 
-@pytest.mark.parametrize("provider", slow_unless(QUICK.__contains__, PROVIDERS))
+@pytest.mark.parametrize("provider", nightly_unless(QUICK.__contains__, PROVIDERS))
 def test_only_a_link_by_the_id_alone_says_that_the_recipient_was_not_checked(mailglass_db, provider):
     raw, events, message_id, raw_id = PROVIDERS[provider](TO)
     raw_webhooks.store(mailglass_db, provider, raw, events, raw_id=raw_id)

@@ -23,7 +23,7 @@ from mailglass_reconcile.ops import status
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, server
 from mailglass_reconcile.store import engines, refusals, revision
 from mailglass_reconcile.store.migration import runner
-from marking import slow_unless
+from marking import nightly_unless, slow_unless
 from recording import event, record
 from scraping import scrape, value
 
@@ -325,7 +325,9 @@ def djangos(check: str) -> list[str]:
 
 @pytest.mark.usefixtures("app")
 @pytest.mark.parametrize(
-    "incident", slow_unless(is_quick, INCIDENTS), ids=lambda incident: f"{incident.check}: {incident.words}"[:50]
+    "incident",
+    nightly_unless(lambda incident: incident.check == "sweeps", INCIDENTS, is_quick),
+    ids=lambda incident: f"{incident.check}: {incident.words}"[:50],
 )
 def test_an_incident_is_the_same_finding_everywhere_until_it_is_healed(db, incident):
     """Doctor, `status --check`, dashboard and Django print the same sentence; the metric has its check and level."""

@@ -193,7 +193,7 @@ OUTPUTS = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "Django's view" else pytest.mark.slow) for name in FIRST_IMPORTS]
+    "name", [pytest.param(name, marks=() if name == "Django's view" else pytest.mark.nightly) for name in FIRST_IMPORTS]
 )
 def test_whatever_is_imported_first_knows_it_through_the_setting(name, carrier):
     """The process imports nothing of it itself, and one module of ours."""

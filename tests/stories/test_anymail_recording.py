@@ -38,7 +38,7 @@ def record(db, post, backends):
 @pytest.mark.parametrize(
     "provider",
     [
-        pytest.param(provider, id=provider.esp_name, marks=[] if provider is SENDGRID else pytest.mark.slow)
+        pytest.param(provider, id=provider.esp_name, marks=[] if provider is SENDGRID else pytest.mark.nightly)
         for provider in ALL
     ],
 )

@@ -158,11 +158,11 @@ def test_a_postgres_stopped_immediately_restarts_with_what_was_committed():
     ("last_line", "number", "code"),
     [
         ("pass", None, 0),
-        pytest.param("raise ValueError", None, 1, marks=pytest.mark.slow),
-        pytest.param("sys.exit(3)", None, 3, marks=pytest.mark.slow),
+        pytest.param("raise ValueError", None, 1, marks=pytest.mark.nightly),
+        pytest.param("sys.exit(3)", None, 3, marks=pytest.mark.nightly),
         ("sys.stdin.read()", signal.SIGINT, -signal.SIGINT),
         ("sys.stdin.read()", signal.SIGTERM, 128 + signal.SIGTERM),
-        pytest.param("sys.stdin.read()", signal.SIGHUP, 128 + signal.SIGHUP, marks=pytest.mark.slow),
+        pytest.param("sys.stdin.read()", signal.SIGHUP, 128 + signal.SIGHUP, marks=pytest.mark.nightly),
         ("sys.stdin.read()", signal.SIGKILL, -signal.SIGKILL),
     ],
     ids=["end", "exception", "exit", "Ctrl-C", "SIGTERM", "SIGHUP", "SIGKILL"],
@@ -231,7 +231,7 @@ def test_servers(number, mailglass_database, mailglass_redis_url):
 """
 """Tests of an adopter, one for each worker."""
 
-SLOWLY = [pytest.param(number, marks=pytest.mark.slow) for number in (None, signal.SIGTERM)]
+SLOWLY = [pytest.param(number, marks=pytest.mark.nightly) for number in (None, signal.SIGTERM)]
 
 
 @pytest.mark.long

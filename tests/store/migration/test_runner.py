@@ -26,6 +26,7 @@ from mailglass_reconcile.store import script
 from mailglass_reconcile.store.engines import create_engine
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.store.revision import VERSION
+from marking import nightly_unless
 from revisions import NEXT, UNRELEASED
 from shapes import SCHEMAS, make_mailglass_tables, roll_back
 from waiting import PATIENCE, wait_until
@@ -238,7 +239,7 @@ def test_an_interrupted_migration_can_be_run_again_or_removed(unmigrated, steps)
         assert database.objects() == before
 
 
-@pytest.mark.parametrize(("mailglass", "most"), [(None, 1), ("0.1.1", 3), ("2.x", 3)])
+@pytest.mark.parametrize(("mailglass", "most"), nightly_unless((None, 1).__eq__, [(None, 1), ("0.1.1", 3), ("2.x", 3)]))
 def test_a_migration_that_is_interrupted_after_each_step_ends_as_one_that_is_not(
     empty_database_url, make_database, drop_database, mailglass, most
 ):
@@ -586,7 +587,7 @@ def test_a_read_only_server_is_refused_with_one_line(unmigrated):
     assert database.objects() == before
 
 
-@pytest.mark.parametrize("version", ["9999", "1000", "0002a"])
+@pytest.mark.parametrize("version", nightly_unless("9999".__eq__, ["9999", "1000", "0002a"]))
 def test_a_revision_that_this_version_cannot_know_is_refused_by_every_way(unmigrated, version):
     """It is planted, of another major version, or of a checkout."""
     database = unmigrated

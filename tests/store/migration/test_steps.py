@@ -10,6 +10,7 @@ import pytest
 from catalog import Installation, installation
 from faults import servers
 from history import DELIVERY, ORPHAN, insert_history, new_id, write_until
+from marking import nightly_unless
 from shapes import SCHEMAS, make_mailglass_tables
 from waiting import PATIENCE, wait_until
 
@@ -60,7 +61,10 @@ def test_a_migration_interrupts_an_autovacuum_and_no_writer_fails(slow_vacuum):
 
 @pytest.mark.parametrize(
     "timeout",
-    ["transaction_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout", "statement_timeout"],
+    nightly_unless(
+        "statement_timeout".__eq__,
+        ["transaction_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout", "statement_timeout"],
+    ),
 )
 def test_a_session_timeout_of_the_database_does_not_fail_a_migration(unmigrated, shape, timeout):
     """Sessions that wait while others work are not affected."""
