@@ -105,12 +105,18 @@ def postgres_server(*options: str) -> Iterator[Postgres]:
 
 
 @contextmanager
-def redis(password: str | None = None) -> Iterator[str]:
-    """Run a new Valkey, and yield its `redis://` URL with its password, a random one if none is given."""
+def redis(password: str | None = None, *settings: str) -> Iterator[str]:
+    """Run a new Valkey, and yield its `redis://` URL with its password, a random one if none is given.
+
+    Args:
+        password: The password.
+        settings: Lines of the server's configuration.
+    """
     port, password = free_port(), password or secrets.token_hex(16)
     with closing(lambda: Process("Valkey", user=servers_user(), ending=signal.SIGKILL)) as server:
         # A password on the command line could be read by everybody.
-        server.write("conf", f'bind 127.0.0.1\nport {port}\nrequirepass "{password}"\nsave ""\n')
+        lines = ("bind 127.0.0.1", f"port {port}", f'requirepass "{password}"', 'save ""', *settings)
+        server.write("conf", "\n".join(lines) + "\n")
         with block_signals():
             server.launch(_valkey_program(server), "conf")
         server.until(lambda: listens(port))

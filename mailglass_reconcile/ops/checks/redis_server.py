@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -23,6 +24,8 @@ _REFUSALS = {
     "MISCONF": "it cannot save its data to disk",
     "NOREPLICAS": "it has fewer replicas than min-replicas-to-write requires",
 }
+
+_UNKNOWN_COMMAND = re.compile(r"unknown command '(\w+)'", re.IGNORECASE)
 
 
 @dataclass
@@ -95,6 +98,10 @@ def _try_write(action: Callable[[], object], denied: Finding, message: str) -> F
         if _is_denied(fault):
             return denied
         text = f"{type(fault).__name__} {fault}"
+        if unknown := _UNKNOWN_COMMAND.search(text):
+            lacking, consequence = f"this Redis has no command {unknown[1]}", denied.message.rpartition(": ")[2]
+            step = "remove its `rename-command` from the server's configuration, or use another Redis"
+            return denied._replace(message=f"{lacking}: {consequence}", remedy=step)
         reason = next((reason for word, reason in _REFUSALS.items() if word in text), type(fault).__name__)
         because = ("redis_privileges",)
         return error(f"Redis refuses to write: {reason}", "check the server's log, memory and disk", because)

@@ -142,6 +142,22 @@ def test_a_redis_whose_memory_is_full(db, own_redis):
     assert worst_finding("lock_privileges").status == OK
 
 
+@pytest.mark.parametrize(
+    ("command", "check", "status", "consequence"),
+    [
+        ("PUBLISH", "redis_privileges", ERROR, "links are made, but not broadcast"),
+        ("EVALSHA", "lock_privileges", WARNING, "sweeps run without their lock, perhaps twice"),
+    ],
+)
+def test_a_command_of_redis_that_was_renamed(db, command, check, status, consequence):
+    """Some hosts do so; the error's class alone would say nothing."""
+    with servers.redis(None, f'rename-command {command} ""') as url:
+        use_settings(db, redis_url=url)
+        finding = worst_finding(check)
+    assert finding.message == f"this Redis has no command {command}: {consequence}"
+    assert (finding.status, "remove its `rename-command`" in finding.remedy) == (status, True)
+
+
 def test_a_lock_s_key_is_the_one_of_the_task(db):
     """The doctor computes the key without importing Celery."""
     from mailglass_reconcile import tasks  # noqa: PLC0415 - the module that needs Celery
