@@ -10,7 +10,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.output import console, print_json, print_result, table
 from mailglass_reconcile.ops import prune_preview, pruner
 from mailglass_reconcile.ops.prune_preview import Preview
-from mailglass_reconcile.rules.humanize import pluralize
+from mailglass_reconcile.rules.humanize import escape_unprintable, pluralize
 from mailglass_reconcile.rules.times import format_time
 
 EXAMPLES = """\b
@@ -60,6 +60,9 @@ def _preview(as_json: bool) -> None:
     console().print(table(("step", "rows", "oldest"), map(_row, previews)))
     if any(preview.at_most for preview in previews):
         click.echo("at most: events and deliveries stay as long as something newer needs them")
+    for preview in previews:
+        if preview.refused:
+            click.echo(escape_unprintable(f"prune: step {preview.step} would fail: {preview.refused}"), err=True)
 
 
 def _row(preview: Preview) -> tuple[str, str, str]:

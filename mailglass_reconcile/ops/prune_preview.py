@@ -11,7 +11,7 @@ from typing import Any
 
 from mailglass_reconcile.mailglass_compat import raw_webhooks
 from mailglass_reconcile.ops import pruner
-from mailglass_reconcile.store import outbox, schema
+from mailglass_reconcile.store import outbox, retention, schema
 from mailglass_reconcile.store.database import Database, Transaction
 
 TIMEOUT_MS = 240_000
@@ -61,6 +61,9 @@ SELECT count(*) AS rows, {schema}.mailglass_reconcile_iso_v1(min(d.inserted_at))
          OFFSET 0) AS d
 """
 
+_FUNCTIONS = {"events": retention.EVENTS, "deliveries": retention.DELIVERIES}
+"""The functions that delete, by which the tables' owner limits what other roles may delete."""
+
 
 @dataclass(frozen=True, slots=True)
 class Preview:
@@ -73,6 +76,7 @@ class Preview:
         days: The retention in days; None if the step has none, or if it is not set.
         is_kept: True if nothing is deleted because the retention is not set.
         at_most: True if fewer may be deleted: events and deliveries that something newer needs stay.
+        refused: The reason why a prune by this role would delete none, with the remedy; None if it may.
     """
 
     step: str
@@ -81,6 +85,7 @@ class Preview:
     days: int | None
     is_kept: bool
     at_most: bool
+    refused: str | None = None
 
 
 def preview(database: Database) -> list[Preview]:
@@ -111,4 +116,8 @@ def _count(tx: Transaction, step: str, statement: str, parameters: Mapping[str, 
     if "days" in parameters and days is None:
         return Preview(step, 0, None, None, is_kept=True, at_most=False)
     rows, oldest = tx.execute(statement, parameters).one()
-    return Preview(step, rows, oldest, days, is_kept=False, at_most=rows > 0 and statement in (_EVENTS, _DELIVERIES))
+    if step not in _FUNCTIONS:
+        return Preview(step, rows, oldest, days, is_kept=False, at_most=False)
+    problem = retention.find_problem(tx, _FUNCTIONS[step], parameters["days"])
+    refused = None if problem is None else str(problem)
+    return Preview(step, rows, oldest, days, is_kept=False, at_most=rows > 0, refused=refused)

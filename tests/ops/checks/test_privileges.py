@@ -2,6 +2,7 @@
 
 import pytest
 
+import commands
 import mailglass_reconcile
 from diagnosing import heal, report, worst_finding
 from mailglass_reconcile.ops.checks import ERROR, OK
@@ -67,6 +68,15 @@ def test_a_retention_that_the_role_may_not_apply(db, role):
         assert finding.remedy == (
             f"run `mailglass-reconcile migrate` as the owner, with MAILGLASS_RETENTION_{setting}_DAYS=30"
         )
+        planned = commands.run(
+            db,
+            *("prune", "--dry-run"),
+            MAILGLASS_DATABASE_URL=settings.database_url.get_secret_value(),
+            MAILGLASS_RETENTION_EVENTS_DAYS="30",
+            MAILGLASS_RETENTION_DELIVERIES_DAYS="30",
+        )
+        assert f"prune: step {table} would fail: " in planned.stderr
+        assert finding.remedy in planned.stderr
         owner = db.settings.model_copy(update={f"retention_{table}_days": 30})
         runner.migrate(db.engine, owner, lambda line: None)
     assert worst_finding("privileges").status == OK
