@@ -65,9 +65,13 @@ def _print_health(max_lag: float) -> int:
         problems, warnings = sentences(findings, ERROR), sentences(findings, WARNING)
     except MailglassReconcileError as error:
         problems, warnings = [str(error)], []
-    line = "unhealthy" if problems else "healthy, with a warning" if warnings else "healthy"
+    line = "unhealthy" if problems else _healthy(warnings)
     click.echo(escape_unprintable(": ".join(filter(None, (line, "; ".join(problems or warnings))))))
     return 1 if problems else 0
+
+
+def _healthy(warnings: list[str]) -> str:
+    return "healthy, with a warning" if warnings else "healthy"
 
 
 def _render(loaded: Status) -> Group:
@@ -87,7 +91,7 @@ def _render(loaded: Status) -> Group:
     if loaded.tenant_id is not None:
         lines.append("of all tenants:")
     lines += [f"warning: {warning}" for warning in loaded.warnings]
-    lines += [f"problem: {problem}" for problem in loaded.problems] or ["healthy"]
+    lines += [f"problem: {problem}" for problem in loaded.problems] or [_healthy(loaded.warnings)]
     return Group(*(Text(escape_unprintable(line)) for line in lines), *_make_tables(loaded))
 
 

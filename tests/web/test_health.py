@@ -65,6 +65,17 @@ def test_it_does_not_say_that_all_is_linked_while_something_can_be(db):
     assert "everything that can be linked is linked" in note(page(db))
 
 
+def test_a_warning_and_a_green_healthy_do_not_stand_together(db):
+    """Nothing is wrong with the sweeps, but a person has something to do."""
+    factories.orphan(db, factories.postmark("m-1", provider="postmrak"))
+    mailglass_reconcile.reconcile()
+    db.run("UPDATE mailglass_reconcile_runs SET open_groups = '[]'")  # as before the sweep that counts it
+    text = page(db)
+    assert "1 warning No rule knows postmrak" in note(text)
+    assert "Sweeps run, and everything that can be linked is linked." in note(text)
+    assert ("Healthy" in note(text), "note good" in text) == (False, False)
+
+
 def test_a_new_installation_has_not_started_yet_and_has_steps(db):
     """It was once red, because no full sweep had succeeded. Finished steps are marked."""
     text = page(db)
