@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import psycopg
 
 SEED = "20240501"
-
-Layout = Literal["spread", "in order", "tied"]
-"""How orphans lie: arrivals over a thousand seconds with random ids; the same with ascending ids, as UUIDv7 gives
-them; or ten moments only, with random ids, as large transactions leave them."""
 
 DELIVERIES = """
 INSERT INTO mailglass_deliveries (id, tenant_id, mailable, stream, recipient, recipient_domain, provider_message_id,
@@ -26,10 +20,7 @@ SELECT md5(%(seed)s || 'd' || i || '/' || c)::uuid, 'tenant-' || i %% 10, 'Mail'
 ORPHANS = """
 INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, idempotency_key, metadata, needs_reconciliation,
                               inserted_at)
-SELECT CASE %(layout)s WHEN 'in order'
-            THEN ('01900000-0000-7000-' || lpad(to_hex(32768 + ascii(%(kind)s)), 4, '0') || '-'
-                  || lpad(to_hex(2 * i + k), 12, '0'))::uuid
-            ELSE md5(%(seed)s || %(kind)s || i || ':' || k)::uuid END,
+SELECT md5(%(seed)s || %(kind)s || i || ':' || k)::uuid,
        %(tenants)s || '-' || n %% 10, CASE WHEN k = 0 THEN 'delivered' ELSE 'opened' END,
        now() - interval '50 minutes' + k * interval '1 second', %(kind)s || ':' || i || ':' || k,
        CASE WHEN n %% 2 = 0
@@ -41,9 +32,7 @@ SELECT CASE %(layout)s WHEN 'in order'
                      || CASE %(kind)s WHEN 'm' THEN 's' ELSE %(kind)s END || n)::bytea), 'base64'), '+/', '-_'), 22)
                      || '.filter0361p1las1-11880-5978131E-23.0') END,
        true, now()::timestamp - interval '40 minutes'
-             + CASE %(layout)s WHEN 'tied' THEN (i * 10 / (%(messages)s + 1)) * interval '100 seconds'
-                    WHEN 'in order' THEN (2 * i + k) * (interval '500 seconds' / greatest(%(messages)s, 1))
-                    ELSE i * (interval '1000 seconds' / greatest(%(messages)s, 1)) + k * interval '2 seconds' END
+             + i * (interval '1000 seconds' / greatest(%(messages)s, 1)) + k * interval '2 seconds'
   FROM generate_series(1, %(messages)s) AS i, generate_series(0, 1) AS k,
        LATERAL (SELECT CASE WHEN %(ids)s = 0 THEN i ELSE 1 + i %% greatest(%(ids)s, 1) END AS n) AS number
 """
@@ -65,7 +54,6 @@ def fill(
     kind: str = "m",
     tenants: str = "tenant",
     ids: int = 0,
-    layout: Layout = "spread",
 ) -> None:
     """Insert deliveries, and two orphans for each of *messages*; then vacuum.
 
@@ -77,11 +65,10 @@ def fill(
         kind: `m`, or another letter for ids that no delivery has.
         tenants: The orphans' tenants are this name and a digit; deliveries belong to `tenant`.
         ids: If not 0, all orphans are of so many ids.
-        layout: How the orphans lie.
     """
     with psycopg.connect(url, autocommit=True) as connection, psycopg.ClientCursor(connection) as cursor:
         cursor.execute("SET TIME ZONE 'UTC'")
         cursor.execute(DELIVERIES, {"seed": SEED, "deliveries": deliveries, "copies": copies})
         orphans = {"messages": messages, "kind": kind, "tenants": tenants, "ids": ids}
-        cursor.execute(ORPHANS, {**orphans, "seed": SEED, "layout": layout})
+        cursor.execute(ORPHANS, {**orphans, "seed": SEED})
         connection.execute("VACUUM ANALYZE")
