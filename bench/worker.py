@@ -120,8 +120,11 @@ def release(url: str) -> dict[str, Any]:
     return {}
 
 
-def sweep(url: str, after: str | None = None, until: str | None = None) -> dict[str, Any]:
-    """Sweep once, or a range of arrivals as a fan-out's worker does, and return its counts and times."""
+def sweep(url: str, after: str | None = None, until: str | None = None, keep: bool = False) -> dict[str, Any]:
+    """Sweep once, or a range of arrivals as a fan-out's worker does, and return its counts and times.
+
+    The connection is kept for the next sweep if *keep* is true.
+    """
     configure(url)
     began_at, cpu = time.time(), time.process_time()
     if after or until:
@@ -131,7 +134,8 @@ def sweep(url: str, after: str | None = None, until: str | None = None) -> dict[
     else:
         counts = mailglass_reconcile.reconcile().as_dict()
     times = {"began": began_at, "ended": time.time(), "cpu": time.process_time() - cpu}
-    release(url)
+    if not keep:
+        release(url)
     return {**counts, **times, "seconds": times["ended"] - began_at}
 
 

@@ -18,6 +18,15 @@ UNMATCHED = 100_000
 CAMPAIGN, MISROUTED = 100_000, 2_000
 """Deliveries of one API call, and orphans of its id under a wrong tenant."""
 
+PAIR = """
+INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, idempotency_key, metadata, needs_reconciliation,
+                              inserted_at)
+SELECT gen_random_uuid(), tenant_id, 'delivered', now(), provider_message_id,
+       jsonb_build_object('provider', 'postmark', 'message_id', provider_message_id), true,
+       now()::timestamp - interval '1 minute'
+  FROM mailglass_deliveries
+"""
+
 WAL = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::float"
 UPDATES = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'mailglass_deliveries'"
 
@@ -29,6 +38,7 @@ def measure(testbed: Testbed, results: Results) -> None:
         _links(testbed, tables, worker, other_worker, results)
         _unmatched(testbed, tables, worker, other_worker, results)
     _misrouted(testbed, worker, results)
+    _one_pair(testbed, worker, results)
 
 
 def _links(testbed: Testbed, tables: Tables, worker: Worker, other_worker: Worker, results: Results) -> None:
@@ -98,6 +108,22 @@ def _misrouted(testbed: Testbed, worker: Worker, results: Results) -> None:
         seconds = run_complete(worker, url, "tenant_mismatch", orphans // 2 * 2)["seconds"]
         name = f"{orphans:,} of one id under a wrong tenant, {deliveries:,} deliveries: the {number} sweep"
         results.add(name, "s", seconds)
+
+
+def _one_pair(testbed: Testbed, worker: Worker, results: Results) -> None:
+    """Sweep on a kept connection: with nothing to do, and one pair that another program wrote."""
+    sweeps: dict[str, list[dict[str, Any]]] = {"with nothing to do": [], "of one pair": []}
+    for _ in range(testbed.rounds):
+        url = testbed.copy("made here", "pair")
+        worker.run("sweep", url=url, keep=True)
+        sweeps["with nothing to do"].append(worker.run("sweep", url=url, keep=True))
+        fill(url, deliveries=1)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(PAIR)
+        sweeps["of one pair"].append(run_complete(worker, url, "linked", 1))
+    for name, turns in sweeps.items():
+        results.add(f"a sweep {name}", "ms", [1000 * turn["seconds"] for turn in turns])
+        results.add(f"a sweep {name}: CPU of Python", "ms", [1000 * turn["cpu"] for turn in turns])
 
 
 def run_complete(worker: Worker, url: str, state: str, orphans: int) -> dict[str, Any]:
