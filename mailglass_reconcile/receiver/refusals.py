@@ -61,6 +61,7 @@ class Refusal(NamedTuple):
 def refusal(provider: str, error: Exception) -> Refusal:
     """Return the response to a webhook that was not recorded, and log the cause once a minute; it never raises.
 
+    It is counted, and stored for the doctor if this process has a database (`configure`, or `MAILGLASS_DATABASE_URL`).
     It has the status of `docs/record-and-receive.md#status-codes`: an error of your own gets 503, so that the
     provider sends the webhook again.
 

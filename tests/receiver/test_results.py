@@ -12,6 +12,7 @@ import meter
 import senders
 from mailglass_reconcile import Sent, broadcast, record_send, telemetry
 from mailglass_reconcile.ops import pruner
+from mailglass_reconcile.ops.checks.recording import CAUSES
 from mailglass_reconcile.providers import sns
 from mailglass_reconcile.receiver import results
 from mailglass_reconcile.receiver.results import RequestResult
@@ -44,7 +45,9 @@ def counts(monkeypatch) -> Counter:
 def stored(db) -> list[tuple]:
     """Return the rows after what the background thread has to write."""
     wait_until(mailglass_reconcile.flush)
-    return [tuple(row) for row in db.rows(ROWS)]
+    rows = [tuple(row) for row in db.rows(ROWS)]
+    assert {row[4] for row in rows} <= CAUSES.keys(), "the check can explain each cause"
+    return rows
 
 
 def by_application(db, provider, request):
