@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,7 +40,6 @@ from mailglass_reconcile.sweep.interruption import stop_on_signal
 from mailglass_reconcile.sweep.reconciler import Sweep
 
 try:
-    from billiard.pool import SIG_SOFT_TIMEOUT, soft_timeout_sighandler
     from celery import Task, current_task, shared_task
     from celery.schedules import maybe_schedule
     from celery.signals import celeryd_after_setup, worker_process_init
@@ -292,10 +292,10 @@ def _stop_on_soft_limit(sweep: Sweep) -> Iterator[None]:
 
     The sweep is then `partial`.
     """
-    if signal.getsignal(SIG_SOFT_TIMEOUT) is not soft_timeout_sighandler:  # only prefork has limits
+    if _worker_pid in (None, os.getpid()):  # only the processes of the pool prefork have limits
         yield
         return
-    with stop_on_signal(SIG_SOFT_TIMEOUT, sweep) as interruption:
+    with stop_on_signal(signal.SIGUSR1, sweep) as interruption:  # documented by Celery as that of the soft limit
         yield
     if interruption.received:
         logger.warning("the soft time limit ended a sweep; what was committed until then stays")
@@ -304,6 +304,16 @@ def _stop_on_soft_limit(sweep: Sweep) -> Iterator[None]:
 @worker_process_init.connect
 def _reset_connections(**unused: Any) -> None:
     runtime.dispose_after_fork()
+
+
+_worker_pid: int | None = None
+"""The process of the worker that runs this one's tasks: itself, or with the pool prefork its parent."""
+
+
+@celeryd_after_setup.connect
+def _remember_worker(**unused: Any) -> None:
+    global _worker_pid  # noqa: PLW0603 - inherited by the processes that the worker forks
+    _worker_pid = os.getpid()
 
 
 @celeryd_after_setup.connect
