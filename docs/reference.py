@@ -327,12 +327,11 @@ def links() -> str:
 
 
 def reports(record: Provider) -> str:
-    """Return the line of a provider's block with the types of its events, and the bounces that it tells apart."""
-    kinds = [kind for kind in record.table.kinds.values() if kind.type not in ("", "unknown")]
-    bounces = [word for word in ("hard", "soft") if any(kind.bounce == word for kind in kinds)]
-    types = [type_ for type_ in TYPES if type_ in reported_types(record) - {"unknown"}]
-    texts = (f"{type_} ({' and '.join(bounces)})" if type_ == "bounced" and bounces else type_ for type_ in types)
-    return f"- **reports**: {', '.join(texts)}\n"
+    """Return the line of a provider's block with the types and bounces that it never reports."""
+    missing = [type_ for type_ in TYPES if type_ not in {*reported_types(record), "unknown", "dispatched"}]
+    bounces = {kind.bounce for kind in record.table.kinds.values()} - {None}
+    missing += [f"{word} bounces" for word in ("hard", "soft") if bounces and word not in bounces]
+    return f"- **never reports**: {', '.join(missing)}\n"
 
 
 ADDRESSES = {
