@@ -14,6 +14,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.test import override_settings
 from sqlalchemy.engine import make_url
 
+import django_script
 import pages
 import processes
 from django_project import databases_name
@@ -206,22 +207,7 @@ def test_makemigrations_has_nothing_to_propose(empty):
     call_command("makemigrations", check=True, dry_run=True, verbosity=0)
 
 
-ELSEWHERE = """
-import django, os
-from django.conf import settings
-from sqlalchemy.engine import make_url
-url = make_url(os.environ["MAILGLASS_DATABASE_URL"])
-settings.configure(
-    USE_TZ=True,
-    INSTALLED_APPS=["django.contrib.contenttypes", "mailglass_reconcile.contrib.django"],
-    DATABASES={"default": {
-        "ENGINE": "django.db.backends.postgresql", "NAME": url.database, "USER": url.username or "",
-        "PASSWORD": url.password or "", "HOST": url.query.get("host") or url.host or "", "PORT": url.port or "",
-    }},
-)
-del os.environ["MAILGLASS_DATABASE_URL"]
-django.setup()
-from django.core.management import call_command
+ELSEWHERE = f"""{django_script.SETUP}
 call_command("migrate", "mailglass_reconcile", verbosity=0)
 call_command("makemigrations", check=True, dry_run=True, verbosity=0)
 from mailglass_reconcile.contrib.django.models import OpenOrphan

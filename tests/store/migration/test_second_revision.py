@@ -20,6 +20,7 @@ import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
+import django_script
 import processes
 from catalog import Installation, client, installation, lines_of_ours, live, url_of
 from freezing import ROOT, copy_checkout, freeze
@@ -118,21 +119,7 @@ while not select.select([sys.stdin], [], [], 0)[0]:
 """
 """Stores orphans and links each, until its input ends."""
 
-MANAGE = """
-import django, os, sys
-from django.conf import settings
-from sqlalchemy.engine import make_url
-url = make_url(os.environ.pop("MAILGLASS_DATABASE_URL"))
-settings.configure(
-    USE_TZ=True,
-    INSTALLED_APPS=["django.contrib.contenttypes", "mailglass_reconcile.contrib.django"],
-    DATABASES={"default": {
-        "ENGINE": "django.db.backends.postgresql", "NAME": url.database, "USER": url.username or "",
-        "PASSWORD": url.password or "", "HOST": url.query.get("host") or url.host or "", "PORT": url.port or "",
-    }},
-)
-django.setup()
-from django.core.management import call_command
+MANAGE = f"""{django_script.SETUP}
 call_command("migrate", *sys.argv[1:] or ["mailglass_reconcile"], verbosity=0, interactive=False)
 """
 
