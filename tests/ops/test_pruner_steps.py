@@ -17,6 +17,7 @@ from mailglass_reconcile.ops.pruner import prune_with
 from mailglass_reconcile.store import engines, repair
 from mailglass_reconcile.store.database import Database
 from marking import slow_unless
+from roles import temporary_role
 from waiting import wait_until
 
 SETTLED = """
@@ -140,11 +141,8 @@ def fill(db, number: int) -> None:
 
 def test_a_right_that_a_step_lacks_is_named_with_its_grant(db, admin):
     """The line has the GRANT to run."""
-    role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
     fill(db, 1)
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE ROLE {role}")
-    try:
+    with temporary_role(admin, "", db) as role:
         db.run(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
         db.run(f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO {role}")
         db.run(f"REVOKE DELETE ON mailglass_handler_outbox FROM {role}")
@@ -157,10 +155,6 @@ def test_a_right_that_a_step_lacks_is_named_with_its_grant(db, admin):
             f" run GRANT DELETE ON public.mailglass_handler_outbox TO {role}"
         }
         assert (result.succeeded, result.expired, result.settled, result.status) == (1, 1, 1, "partial")
-    finally:
-        db.run(f"DROP OWNED BY {role}")
-        with admin.connect() as connection:
-            connection.exec_driver_sql(f"DROP ROLE {role}")
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from catalog import Installation, client, installation, live, url_of
 from history import DELIVERY, ORPHAN, RECONCILED, new_id
 from mailglass_reconcile.store.engines import create_engine
 from open_set import ARRIVED, age, insert
+from roles import temporary_role
 from shapes import settings_of
 
 
@@ -165,12 +166,8 @@ def test_arrival_is_utc_whatever_the_writer_s_time_zone(database, zone):
 @pytest.fixture
 def role(admin: sa.Engine) -> Iterator[str]:
     """A role of this test that may only log in."""
-    name = f"mgtest_role_{uuid.uuid4().hex[:12]}"
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE ROLE {name} LOGIN")
-    yield name
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"DROP ROLE IF EXISTS {name}")
+    with temporary_role(admin, "LOGIN") as name:
+        yield name
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """A role that may create objects in the schema, or take a lock, gains no power over the migrating role."""
 
 import subprocess
-import uuid
 from collections.abc import Iterator
 from itertools import cycle
 
@@ -19,6 +18,7 @@ from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.engines import create_engine
 from mailglass_reconcile.store.migration.session import open_session
 from marking import nightly_unless, slow_unless
+from roles import temporary_role
 
 pytestmark = pytest.mark.slow
 
@@ -48,14 +48,10 @@ SQUATS = {
 @pytest.fixture
 def squatter(admin: sa.Engine, empty_database_url: str) -> Iterator[str]:
     """A role that may create in the schema `public`, like any role up to PostgreSQL 14."""
-    name = f"mgtest_role_{uuid.uuid4().hex[:12]}"
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE ROLE {name} LOGIN")
-    installation(empty_database_url).run(f"GRANT CREATE ON SCHEMA public TO {name}")
-    yield name
-    installation(empty_database_url).run(f"DROP OWNED BY {name} CASCADE")
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"DROP ROLE {name}")
+    database = installation(empty_database_url)
+    with temporary_role(admin, "LOGIN", database) as name:
+        database.run(f"GRANT CREATE ON SCHEMA public TO {name}")
+        yield name
 
 
 @pytest.mark.parametrize(("object_name", "mailglass"), [*zip(SQUATS, cycle(["0.1.1", "2.x", None]))])
@@ -167,15 +163,10 @@ def test_the_holder_of_the_migration_lock_is_named(empty_database_url, shape, sq
 @pytest.fixture
 def sweeper(db, admin) -> Iterator[str]:
     """The URL of a role that has every grant, and no BYPASSRLS."""
-    role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN")
-    db.run(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
-    db.run(f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO {role}")
-    yield db.engine.url.set(username=role, drivername="postgresql").render_as_string(hide_password=False)
-    db.run(f"DROP OWNED BY {role}")
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"DROP ROLE {role}")
+    with temporary_role(admin, "LOGIN", db) as role:
+        db.run(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+        db.run(f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO {role}")
+        yield db.engine.url.set(username=role, drivername="postgresql").render_as_string(hide_password=False)
 
 
 @pytest.mark.parametrize("command", ["sweep", "prune"])

@@ -37,6 +37,7 @@ from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.web import create_app
 from mailglass_reconcile.webhooks import SignatureError, refusal
 from marking import nightly_unless, slow_unless
+from roles import temporary_role
 from shapes import make_mailglass_tables
 from waiting import wait_until
 
@@ -410,42 +411,28 @@ def test_a_reader_serves_every_page(db, acting):
 
 def test_the_owner_of_mailglass_s_tables_migrates_without_being_superuser(empty_database_url, admin, shape):
     """It also removes our objects again."""
-    role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
-    name = make_url(empty_database_url).database
-    rights = f"GRANT USAGE, CREATE ON SCHEMA public TO {role}; GRANT CREATE ON DATABASE {name} TO {role}"
-    installation(empty_database_url).run(rights)
-    url = make_url(empty_database_url).set(username=role, password="secret")  # noqa: S106
-    owned = make_mailglass_tables(url.render_as_string(hide_password=False), shape)
-    try:
+    database, name = installation(empty_database_url), make_url(empty_database_url).database
+    with temporary_role(admin, "LOGIN PASSWORD 'secret'", database) as role:
+        database.run(f"GRANT USAGE, CREATE ON SCHEMA public TO {role}; GRANT CREATE ON DATABASE {name} TO {role}")
+        url = make_url(empty_database_url).set(username=role, password="secret")  # noqa: S106
+        owned = make_mailglass_tables(url.render_as_string(hide_password=False), shape)
         before = owned.objects()
         owned.migrate()
         assert owned.is_current()
         owned.remove()
         assert owned.objects() == before
-    finally:
-        installation(empty_database_url).run(f"DROP OWNED BY {role} CASCADE")
-        with admin.connect() as connection:
-            connection.exec_driver_sql(f"DROP ROLE {role}")
 
 
 def test_an_owner_who_is_no_superuser_makes_all_tables(empty_database_url, admin):
     """Mailglass's tables and the functions of retention are made too."""
-    role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
-    installation(empty_database_url).run(f"GRANT USAGE, CREATE ON SCHEMA public TO {role}")
-    url = make_url(empty_database_url).set(username=role, password="secret")  # noqa: S106
-    settings = Settings(database_url=url.render_as_string(hide_password=False))
+    database = installation(empty_database_url)
     lines: list[str] = []
-    try:
+    with temporary_role(admin, "LOGIN PASSWORD 'secret'", database) as role:
+        database.run(f"GRANT USAGE, CREATE ON SCHEMA public TO {role}")
+        url = make_url(empty_database_url).set(username=role, password="secret")  # noqa: S106
+        settings = Settings(database_url=url.render_as_string(hide_password=False))
         runner.migrate(engines.create_engine(settings), settings, lines.append)
         assert lines[-1].startswith("done: revision")
-    finally:
-        installation(empty_database_url).run(f"DROP OWNED BY {role} CASCADE")
-        with admin.connect() as connection:
-            connection.exec_driver_sql(f"DROP ROLE {role}")
 
 
 @pytest.mark.guard

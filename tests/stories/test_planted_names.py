@@ -3,7 +3,6 @@
 On a database that was never migrated, and on one of which a table was dropped, or that has Mailglass's tables only.
 """
 
-import uuid
 from collections.abc import Iterator
 
 import pytest
@@ -24,6 +23,7 @@ from mailglass_reconcile.testing.databases import Databases
 from marking import nightly_unless
 from planted_names import NAMES, Planter
 from recording import event, record
+from roles import temporary_role
 
 PASSWORD = "secret"  # noqa: S105
 OURS = (*revision.TABLES, revision.VERSION_TABLE)
@@ -38,12 +38,8 @@ READING = ("status", "orphans", "find m-1", "sweep --yes", "prune", "prune --dry
 
 @pytest.fixture
 def planter_role(admin: sa.Engine) -> Iterator[str]:
-    role = f"mgtest_planter_{uuid.uuid4().hex[:12]}"
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")
-    yield role
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"DROP ROLE {role}")
+    with temporary_role(admin, f"LOGIN PASSWORD '{PASSWORD}'") as role:
+        yield role
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Retention while others write, in two prunes at once, and against each writer: per delivery all or none."""
 
 import random
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from backdating import EVENTS_BY_DELIVERY, batch, check, days_ago, fill, prune
 from factories import delivery, orphan
 from mailglass_reconcile import InvalidEventError, Sent, WebhookEvent, append, link, record_send, record_webhook
 from mailglass_reconcile.errors import ConfigurationError
+from roles import temporary_role
 from waiting import wait_until
 
 WAITING = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
@@ -134,21 +134,14 @@ def test_a_role_that_may_only_connect_keeps_nothing_from_retention(db, admin):
     """No lock that such a role can take counts, and it may not take the one that does."""
     orphan(db, {}, age_seconds=40 * 86_400)
     prune(db, None)
-    role = f"mgtest_stranger_{uuid.uuid4().hex[:12]}"
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE ROLE {role}")
-    try:
-        with db.engine.connect() as stranger:
-            stranger.exec_driver_sql(f"SET ROLE {role}")
-            stranger.exec_driver_sql("SELECT pg_advisory_lock(hashtext('mailglass_reconcile expired'))")
-            for statement in HOLDING:
-                with pytest.raises(sa.exc.ProgrammingError, match="permission denied"), stranger.begin_nested():
-                    stranger.exec_driver_sql(statement)
-            assert prune(db).events == 1
-            stranger.exec_driver_sql("RESET ROLE; SELECT pg_advisory_unlock_all()")
-    finally:
-        with admin.connect() as connection:
-            connection.exec_driver_sql(f"DROP ROLE {role}")
+    with temporary_role(admin) as role, db.engine.connect() as stranger:
+        stranger.exec_driver_sql(f"SET ROLE {role}")
+        stranger.exec_driver_sql("SELECT pg_advisory_lock(hashtext('mailglass_reconcile expired'))")
+        for statement in HOLDING:
+            with pytest.raises(sa.exc.ProgrammingError, match="permission denied"), stranger.begin_nested():
+                stranger.exec_driver_sql(statement)
+        assert prune(db).events == 1
+        stranger.exec_driver_sql("RESET ROLE; SELECT pg_advisory_unlock_all()")
 
 
 def test_an_expired_event_that_is_being_deleted_is_not_linked(db):

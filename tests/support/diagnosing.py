@@ -1,6 +1,5 @@
 """The doctor in tests, and the remedies of its findings."""
 
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +15,7 @@ from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, Finding
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
+from roles import temporary_role
 
 SWEEPERS = "".join(grant for grant in granting.STATEMENTS["mailglass_sweeper"] if "mailglass_prune_" not in grant)
 
@@ -52,16 +52,11 @@ def use_settings(db: Database, **settings: str) -> None:
 @contextmanager
 def sweeper(db: Database, admin: sa.Engine) -> Iterator[Settings]:
     """Create a login with a sweeper's grants on these tables, and restore the owner's settings at the end."""
-    role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
     schema = db.settings.database_schema
-    db.run(f"GRANT USAGE ON SCHEMA {schema} TO {role}; {SWEEPERS.replace('mailglass_sweeper', role)}")
-    url = make_url(db.url).set(username=role, password="secret").render_as_string(hide_password=False)  # noqa: S106
-    try:
-        yield db.settings.model_copy(update={"database_url": SecretStr(url)})
-    finally:
-        mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
-        db.run(f"DROP OWNED BY {role}")
-        with admin.connect() as connection:
-            connection.exec_driver_sql(f"DROP ROLE {role}")
+    with temporary_role(admin, "LOGIN PASSWORD 'secret'", db) as role:
+        db.run(f"GRANT USAGE ON SCHEMA {schema} TO {role}; {SWEEPERS.replace('mailglass_sweeper', role)}")
+        url = make_url(db.url).set(username=role, password="secret").render_as_string(hide_password=False)  # noqa: S106
+        try:
+            yield db.settings.model_copy(update={"database_url": SecretStr(url)})
+        finally:
+            mailglass_reconcile.configure(engine=db.engine, settings=db.settings)

@@ -5,7 +5,6 @@ import logging
 import statistics
 import threading
 import time
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
@@ -25,6 +24,7 @@ from mailglass_reconcile.store.window import make_part
 from mailglass_reconcile.sweep import recent, reconciler
 from mailglass_reconcile.sweep.reading import FEW, ChunkReader, match_at_once, match_slice
 from meter import Traffic
+from roles import temporary_role
 from waiting import PATIENCE
 
 
@@ -55,10 +55,7 @@ def test_a_missing_privilege_ends_a_sweep_with_one_line_that_has_the_grant(db, a
     factories.insert(
         db, map(factories.delivery_row, numbers), [factories.orphan_row(factories.postmark(n)) for n in numbers]
     )
-    role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE ROLE {role}")
-    try:
+    with temporary_role(admin, "", db) as role:
         db.run(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
         db.run(f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO {role}")
         db.run(f"REVOKE INSERT ON mailglass_events FROM {role}")
@@ -67,11 +64,7 @@ def test_a_missing_privilege_ends_a_sweep_with_one_line_that_has_the_grant(db, a
         mailglass_reconcile.configure(engine=acting, settings=db.settings)
         with caplog.at_level(logging.ERROR, "mailglass_reconcile"):
             result = reconcile()
-    finally:
         mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
-        db.run(f"DROP OWNED BY {role}")
-        with admin.connect() as connection:
-            connection.exec_driver_sql(f"DROP ROLE {role}")
     assert (result.status, result.linked, result.failed) == ("failed", 0, 0)
     (line,) = [record.message for record in caplog.records]
     assert line.endswith(f"run GRANT INSERT ON public.mailglass_events TO {role}")

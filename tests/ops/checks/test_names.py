@@ -1,6 +1,5 @@
 """Who may plant objects with our names in the schema."""
 
-import uuid
 from collections.abc import Iterator
 
 import pytest
@@ -9,18 +8,14 @@ import sqlalchemy as sa
 from diagnosing import heal, worst_finding
 from mailglass_reconcile.ops.checks import OK, WARNING
 from mailglass_reconcile.ops.status import load_problems
+from roles import temporary_role
 
 
 @pytest.fixture
 def role(admin: sa.Engine, db) -> Iterator[str]:
     """A role of another team's."""
-    name = f"mgtest_team_{uuid.uuid4().hex[:12]}"
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE ROLE {name}")
-    yield name
-    db.run(f"DROP OWNED BY {name}")
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"DROP ROLE {name}")
+    with temporary_role(admin, "", db) as name:
+        yield name
 
 
 def test_roles_that_may_create_objects_in_the_schema_are_a_warning_of_the_doctor_with_the_revoke(db, role):

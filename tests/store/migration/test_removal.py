@@ -4,7 +4,6 @@ import csv
 import os
 import re
 import subprocess
-import uuid
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from mailglass_reconcile.errors import DatabaseRefusedError, LedgerImmutableErro
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.migration import runner
 from processes import COMMAND
+from roles import temporary_role
 from shapes import SCHEMAS
 
 pytestmark = pytest.mark.slow
@@ -184,22 +184,13 @@ def test_a_table_that_only_has_a_name_of_ours_is_never_dropped(unmigrated, shape
 
 def test_another_role_gets_the_owner_of_a_migrated_database(empty_database_url, shape, admin):
     """A deployment migrates as one role, and an operator as another."""
-    role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN")
-    name = make_url(empty_database_url).database
-    rights = f"GRANT USAGE, CREATE ON SCHEMA public TO {role}; GRANT CREATE ON DATABASE {name} TO {role}"
-    installation(empty_database_url).run(rights)
-    url = make_url(empty_database_url).set(username=role).render_as_string(hide_password=False)
-    try:
+    second_role, name = installation(empty_database_url), make_url(empty_database_url).database
+    with temporary_role(admin, "LOGIN", second_role) as role:
+        second_role.run(f"GRANT USAGE, CREATE ON SCHEMA public TO {role}; GRANT CREATE ON DATABASE {name} TO {role}")
+        url = make_url(empty_database_url).set(username=role).render_as_string(hide_password=False)
         owned = live(url, "public", shape)
         owned.migrate()
-        second_role = installation(empty_database_url)
         before = second_role.objects()
         expected = f"nothing to do: the database is at revision {schema.VERSION}, owned by {role}"
         assert second_role.migrate()[-1] == expected
         assert second_role.objects() == before
-    finally:
-        installation(empty_database_url).run(f"DROP OWNED BY {role} CASCADE")
-        with admin.connect() as connection:
-            connection.exec_driver_sql(f"DROP ROLE {role}")
