@@ -605,8 +605,9 @@ def require_revision(tx: Transaction) -> None:
     tx.refuse_overloads()
     if relocation := location.find_relocation(tx.load_schemas(), tx.schema):
         raise SchemaOutdatedError(str(relocation)) from None
-    if version := tx.revision():
-        if mismatch := revision.find_mismatch(version):
+    owned = tx.find_owned()
+    if version := tx.revision(owned):
+        if mismatch := revision.find_mismatch(version if owned.has_ledger else None):
             raise SchemaOutdatedError(str(mismatch)) from None
         missing = tx.execute(_MISSING_TABLES, {"tables": array_literal(revision.TABLES), "schema": tx.schema}).scalars()
         if table := missing.first():

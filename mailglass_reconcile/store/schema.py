@@ -44,6 +44,11 @@ SELECT bool_or(c.relname <> 'mailglass_suppressions')
 
 _EXISTS = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema)"
 
+# Without a ledger, the database counts as not migrated.
+_VERSION = """
+SELECT max(version_num) FROM {schema}.mailglass_reconcile_version WHERE to_regclass(:events) IS NOT NULL
+"""
+
 WITHOUT_LEDGER = (
     "the schema has our tables but no mailglass_events: Mailglass was rolled back, or its tables have moved to another"
     " schema. docs/with-mailglass.md says what to do"
@@ -63,8 +68,8 @@ def schema_exists(tx: Transaction) -> bool:
 
 
 def require_migrated(tx: Transaction) -> None:
-    """Raise `SchemaOutdatedError` unless this version works on the database's revision."""
-    revision.require(tx.execute(revision.READ).scalar_one())
+    """Raise `SchemaOutdatedError` unless this version works on the database's revision, and there is a ledger."""
+    revision.require(tx.execute(_VERSION, tx.names_of("events")).scalar_one())
 
 
 def include_object(item: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:

@@ -38,7 +38,8 @@ FIRST = 0
 
 _WINDOW = """
 SELECT w.after::text, w.until::text,
-       (SELECT max(version_num) FROM {schema}.mailglass_reconcile_version) AS version,
+       (SELECT max(version_num) FROM {schema}.mailglass_reconcile_version
+         WHERE to_regclass(:events) IS NOT NULL) AS version,
        (SELECT count(*) = 2 FROM pg_trigger AS t
          WHERE t.tgrelid = to_regclass(:events) AND t.tgenabled IN ('O', 'A')
            AND t.tgname IN ('mailglass_open_orphans_add', 'mailglass_open_orphans_remove')) AS triggers,

@@ -65,7 +65,7 @@ def test_status_warns_of_a_second_set_of_tables(empty_database_url, redis_url, c
     more = {"MAILGLASS_DATABASE_SCHEMA": "public"} if chosen else {}
     [warning] = warnings(empty_database_url, redis_url, **more)
     assert warning.startswith(
-        "schema mailglass has a mailglass_events too, which is not used: set MAILGLASS_DATABASE_SCHEMA"
+        "schema: schema mailglass has a mailglass_events too, which is not used: set MAILGLASS_DATABASE_SCHEMA"
     )
     mailglass.migrate()
     assert warnings(empty_database_url, redis_url, MAILGLASS_DATABASE_SCHEMA="mailglass") == []
@@ -77,3 +77,18 @@ def warnings(url, redis_url, **environment):
     [printed] = commands.conforming("status", commands.run(db, "status", "--json", **environment).stdout)
     assert not any("schema" in problem for problem in printed["problems"])
     return printed["warnings"]
+
+
+def test_without_its_ledger_a_database_is_not_migrated(empty_database_url, redis_url):
+    """`status` said "0 open events", and a sweep that there is nothing to do; `dispatch` has jobs all the same."""
+    database = installation(empty_database_url)
+    database.migrate()
+    database.run("DROP TABLE mailglass_events CASCADE")
+    names = [name for name in COMMANDS if not name.startswith("dispatch")]
+    for name, (code, output) in run(empty_database_url, redis_url, names).items():
+        assert code == 1, (name, output)
+        reason = (
+            "no mailglass_events" if name == "status --check" else "the database is not migrated, this version needs"
+        )
+        assert reason in output, (name, output)
+        assert len(output.splitlines()) == 1, (name, output)

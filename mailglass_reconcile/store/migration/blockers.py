@@ -11,7 +11,9 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from mailglass_reconcile.errors import MailglassReconcileError
+from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
+from mailglass_reconcile.store.database import OpenConnection
 
 REPORT_SECONDS = 10
 """How long a step waits before it says for whom."""
@@ -24,6 +26,7 @@ SELECT b.pid, a.usename::text AS role, a.application_name AS application, a.back
        extract(epoch FROM clock_timestamp() - a.xact_start)::int AS seconds
   FROM unnest(pg_blocking_pids(:pid)) AS b (pid)
   LEFT JOIN pg_stat_activity AS a ON a.pid = b.pid
+ WHERE b.pid <> pg_backend_pid()
  ORDER BY a.xact_start, b.pid LIMIT 3
 """
 
@@ -31,9 +34,9 @@ SELECT b.pid, a.usename::text AS role, a.application_name AS application, a.back
 class BlockerReport:
     """Tells for whom a step of a migration waits, once it has waited for some seconds, and again if others block it."""
 
-    def __init__(self, engine: sa.Engine, tell: Callable[[str], None], seconds: float = REPORT_SECONDS) -> None:
+    def __init__(self, engine: sa.Engine, settings: Settings, tell: Callable[[str], None], seconds: float) -> None:
         self.latest = ""
-        self._engine, self._tell, self._seconds = engine, tell, seconds
+        self._engine, self._settings, self._tell, self._seconds = engine, settings, tell, seconds
 
     @contextmanager
     def watching(self, title: str, pid: int) -> Iterator[None]:
@@ -57,12 +60,10 @@ class BlockerReport:
             engines.temporary_engine(self._engine) as separate,
             engines.connect(separate) as connection,
         ):
-            with connection.begin():
-                connection.exec_driver_sql("SET search_path = pg_catalog, pg_temp")
-            told: set[int] = set()
+            connected, told = OpenConnection(connection, self._settings), set[int]()
             while not done.wait(_POLL_SECONDS):
-                with connection.begin():
-                    rows = connection.execute(sa.text(_BLOCKERS), {"pid": pid}).all()
+                with connected.reading_catalog() as tx:
+                    rows = tx.execute(_BLOCKERS, {"pid": pid}).all()
                 pids = {row.pid for row in rows}
                 if pids - told:
                     told |= pids

@@ -183,7 +183,7 @@ def open_session(
     process that others use: then it can only be read.
     """
     with engines.temporary_engine(engine) as separate, engines.connect(separate) as connection:
-        blockers = BlockerReport(engine, tell, report_seconds)
+        blockers = BlockerReport(engine, settings, tell, report_seconds)
         session = Session(connection, settings, blockers, retry_seconds)
         if session.is_direct:
             session.run("begin", SETTINGS + _NO_TIMEOUTS)
