@@ -26,7 +26,7 @@ nightly: $(VENV)/test.stamp $(VENV)/nox.stamp
 	code=0; $(PYTEST) -m nightly $(ARGS) || code=$$?; $(BIN)/nox --session tests || code=$$?; exit $$code
 
 faults: $(VENV)/test.stamp
-	PYTHONPATH=tests:tests/support $(BIN)/python -m faults $(ARGS)
+	MAILGLASS_FAULTS=full $(BIN)/python -m pytest -v --timeout=1500 tests/faults tests/pubsub/test_publisher.py $(ARGS)
 
 soak: $(VENV)/test.stamp
 	PYTHONPATH=tests:tests/support $(BIN)/python -m faults.soak $(ARGS)

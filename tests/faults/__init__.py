@@ -1,1 +1,6 @@
-"""Fault injection: the servers, proxies and processes of the fault tests, and the table of their runs."""
+"""Faults of servers, connections, processes and rows."""
+
+import os
+
+FULL = os.environ.get("MAILGLASS_FAULTS") == "full"
+"""True if everything runs (`make faults`), False for a selection."""

@@ -4,7 +4,7 @@ import json
 import random
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -13,12 +13,11 @@ import sqlalchemy as sa
 import factories
 import mailglass_reconcile
 from database import Database
-from faults.runs import FULL
+from faults import FULL
 from faults.works import Killable, killable_process
 
 pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.version_independent]
 
-Record = Callable[[str, object], None]
 PROCESSES = 8
 GROUP = 10
 """Seeds that share a database."""
@@ -58,7 +57,6 @@ def test_eight_processes_without_a_lock_link_each_orphan_once(
     first: int,
     number: int,
     orphans: int,
-    record_property: Record,
 ) -> None:
     for seed in range(first, first + number):
         draw = random.Random(seed)
@@ -72,10 +70,9 @@ def test_eight_processes_without_a_lock_link_each_orphan_once(
         assert linked == db.count_links() - before, seed
         assert sum(result["published"] for result in results) == 2 * linked
         assert linked + mailglass_reconcile.reconcile().linked == orphans, seed
-    record_property("fault", (f"8 processes on {orphans} orphans, seeds", number))
 
 
-def test_writers_with_optimistic_locks_lose_no_update_beside_sweeps(db: Database, record_property: Record) -> None:
+def test_writers_with_optimistic_locks_lose_no_update_beside_sweeps(db: Database) -> None:
     """A writer's update fails on a stale version and is retried; each one that succeeded is still there."""
     rounds = 20 if FULL else 1
     for seed in range(rounds):
@@ -96,7 +93,6 @@ def test_writers_with_optimistic_locks_lose_no_update_beside_sweeps(db: Database
             "SELECT metadata FROM mailglass_deliveries WHERE provider_message_id = ANY (:texts)", texts=texts
         )
         assert all(row.metadata == {"w0": 1, "w1": 1, "w2": 1} for row in marks)
-    record_property("fault", ("sweeps beside writers with optimistic locks, seeds", rounds))
 
 
 def _write_optimistically(db: Database, texts: list[str], mark: str, seed: float) -> None:
@@ -123,9 +119,7 @@ def _write_optimistically(db: Database, texts: list[str], mark: str, seed: float
                 connection.commit()
 
 
-def test_another_reconciler_that_appends_one_by_one_shares_the_orphans_with_a_sweep(
-    db: Database, record_property: Record
-) -> None:
+def test_another_reconciler_that_appends_one_by_one_shares_the_orphans_with_a_sweep(db: Database) -> None:
     """In the end each orphan has one `reconciled` event, whoever appended it, and only ours are counted."""
     rounds = 30 if FULL else 3
     for seed in range(rounds):
@@ -141,7 +135,6 @@ def test_another_reconciler_that_appends_one_by_one_shares_the_orphans_with_a_sw
         reconciler.join()
         linked += mailglass_reconcile.reconcile().linked
         assert linked + len(appended) == db.count_links() - before == 100
-    record_property("fault", ("sweeps beside another reconciler, seeds", rounds))
 
 
 def _append_one_by_one(db: Database, seed: int, appended: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Faults of `follow`: Postgres and Redis restarted; nothing is lost or doubled."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -19,7 +19,6 @@ from waiting import wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.slow]
 
-Record = Callable[[str, object], None]
 IN_THE_FUTURE = -240
 """An arrival so far ahead of the database's clock that every recent sweep of the next minutes looks at it."""
 
@@ -50,7 +49,7 @@ def link_one_more(db: servers.PlainDatabase, process: Process, expected: int) ->
 
 @needs_debians_redis
 def test_follow_outlives_restarts_of_postgres_and_of_redis_and_says_so_in_a_line_each(
-    own_server: servers.Postgres, record_property: Record
+    own_server: servers.Postgres,
 ) -> None:
     """One line says that it was lost, one that it is back; every orphan is linked once. An aborted sweep is logged
     too.
@@ -84,7 +83,6 @@ def test_follow_outlives_restarts_of_postgres_and_of_redis_and_says_so_in_a_line
     assert process.stderr.count("\n") == 3
     assert [bool(sweep["publish_failed"]) for sweep in sweeps(process)] == [*(links_expected - 1) * [True], False, True]
     assert (db.value(APPENDED), db.value(LINKED_TWICE)) == (3 + links_expected + 1, 0)
-    record_property("fault", ("restarts under follow", 4))
 
 
 def test_a_lasting_fault_is_not_logged_at_every_tick(db: Database, redis_url: str) -> None:

@@ -1,14 +1,12 @@
 """Handlers that kill their process, and a COMMIT that is still running: each effect happens exactly once."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from database import Database
-from faults import proxy
-from faults.runs import FULL
+from faults import FULL, proxy
 from faults.works import HandlersOnDjango, HandlersOnEngine, killable_process, link_orphans
 from handling import effects, handle_all, make_due, states
 from mailglass_reconcile import dispatch
@@ -17,7 +15,6 @@ from waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.version_independent]
 
-Record = Callable[[str, object], None]
 EVENTS = 1_000 if FULL else 40
 KILLS = 6
 """How many times handlers kill their process, on average."""
@@ -28,7 +25,7 @@ KILLS = 6
     [pytest.param({}, id="on the engine's"), pytest.param({"HANDLED_DJANGO": "1"}, id="on Django's connection")],
 )
 def test_handlers_that_fail_and_kill_their_process_act_exactly_once(
-    handler_db: Database, redis_url: str, record_property: Record, more: dict[str, str]
+    handler_db: Database, redis_url: str, more: dict[str, str]
 ) -> None:
     """Two dispatchers are restarted until no job waits; dead jobs are retried."""
     handlers = ("steady", "flaky", *(["orm"] if more else []))
@@ -47,7 +44,6 @@ def test_handlers_that_fail_and_kill_their_process_act_exactly_once(
             administration.retry(handler_db.database)
             make_due(handler_db)
     assert effects(handler_db) == dict.fromkeys(handlers, EVENTS)
-    record_property("fault", ("dispatchers killed by their handlers", killed))
 
 
 SLOW_COMMIT = """

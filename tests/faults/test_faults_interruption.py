@@ -16,9 +16,8 @@ import pytest
 
 import processes
 from database import Database
-from faults import killable, proxy
+from faults import FULL, killable, proxy
 from faults.proxy import COMMIT, Fault
-from faults.runs import FULL
 from faults.works import (
     KILLED,
     Erase,
@@ -34,8 +33,6 @@ from faults.works import (
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.version_independent]
-
-Record = Callable[[str, object], None]
 
 
 def count_kills(work: Work, kill_at: Callable[[int], bool], run: Callable[[], object], numbers: Iterable[int]) -> int:
@@ -91,7 +88,7 @@ IN_CI = (Sweep, NewJobs)
     ],
 )
 def test_work_killed_at_any_fail_point_is_finished_by_the_next_run(
-    handler_db: Database, redis_url: str, killed: Killed, record_property: Record
+    handler_db: Database, redis_url: str, killed: Killed
 ) -> None:
     work = killed.work(handler_db)
     with killable_process(handler_db, redis_url, work.name, **work.variables) as process:
@@ -102,7 +99,6 @@ def test_work_killed_at_any_fail_point_is_finished_by_the_next_run(
         numbers = killed.all_points if FULL else killed.points
         kills = count_kills(work, lambda number: process.run(DIES_AT=number) == KILLED, run, numbers)
     assert kills >= (killed.least if FULL else 3)
-    record_property("fault", (f"{type(work).__name__} killed at a fail point", kills))
 
 
 CALLS = (
@@ -149,7 +145,7 @@ def find_numbers(work: Work, redis_url: str, call: str, log: Path) -> Iterable[i
     [pytest.param(call, marks=pytest.mark.guard if call == "poll" else ()) for call in (CALLS if FULL else SELECTION)],
 )
 def test_a_sweep_killed_at_any_system_call_is_finished_by_the_next(
-    db: Database, redis_url: str, call: str, tmp_path: Path, record_property: Record
+    db: Database, redis_url: str, call: str, tmp_path: Path
 ) -> None:
     work = Sweep(db)
 
@@ -159,7 +155,6 @@ def test_a_sweep_killed_at_any_system_call_is_finished_by_the_next(
 
     kills = count_kills(work, kill_at, work.run, find_numbers(work, redis_url, call, tmp_path / "log"))
     assert kills >= 2
-    record_property("fault", (f"killed at {call}", kills))
 
 
 OUTCOMES: dict[type[Work], tuple[str, str]] = {
@@ -213,7 +208,6 @@ def test_work_whose_connection_is_lost_at_any_message_is_finished_by_the_next_ru
     request: pytest.FixtureRequest,
     set_limits: Callable[..., None],
     name: str,
-    record_property: Record,
 ) -> None:
     """If only the response to a COMMIT is lost, what it committed is not repeated."""
     loss = LOSSES[name]
@@ -233,4 +227,3 @@ def test_work_whose_connection_is_lost_at_any_message_is_finished_by_the_next_ru
             break
     assert re.fullmatch(loss.outcomes, "".join(outcomes)), outcomes
     assert not work.calls_repeated or (loss.fault, loss.text) != ("after", COMMIT)
-    record_property("fault", (f"connection lost: {name}", len(outcomes) - 1))

@@ -13,9 +13,8 @@ import factories
 import mailglass_reconcile
 import sweeping
 from database import APPENDED, Database
-from faults import servers
+from faults import FULL, servers
 from faults.refusing import forgiving, refusing
-from faults.runs import FULL
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database as databases
@@ -27,7 +26,6 @@ from waiting import wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.version_independent]
 
-Record = Callable[[str, object], None]
 STATES = ("40001", "40P01", "55P03", "57014", "53100", "53300", "57P01", "25006")
 IN_CI = ("55P03", "22P02", "53100")
 PASSING = {"40001", "40P01", "53100", "53300", "57P01", "25006"}
@@ -46,9 +44,7 @@ def sweep(db: Database, batch_size: int = 4, **settings: object) -> SweepResult:
 
 @pytest.mark.parametrize("state", nightly_unless(IN_CI.__contains__, STATES))
 @pytest.mark.parametrize("times", [1, 2, 3] if FULL else [1])
-def test_a_commit_refused_a_few_times_is_retried_or_halved(
-    db: Database, state: str, times: int, record_property: Record
-) -> None:
+def test_a_commit_refused_a_few_times_is_retried_or_halved(db: Database, state: str, times: int) -> None:
     """A sequence counts the refusals, because a rollback does not reset it."""
     factories.insert_pairs(db, 10)
     refusing(db, state, f"nextval('public.refusals') <= {times}")
@@ -61,7 +57,6 @@ def test_a_commit_refused_a_few_times_is_retried_or_halved(
     forgiving(db)
     assert sweep(db).status == "ok"
     assert db.count_links() == 10
-    record_property("fault", (f"SQLSTATE {state} at COMMIT, a few times", 1))
 
 
 @pytest.mark.guard
@@ -70,7 +65,7 @@ def test_a_commit_refused_a_few_times_is_retried_or_halved(
     nightly_unless(IN_CI.__contains__, [*STATES, "22P02", "23514", "XX000"], is_quick="55P03".__eq__),
 )
 def test_a_commit_refused_for_ever_for_one_row_costs_that_row_or_ends_the_sweep_and_says_so(
-    db: Database, state: str, record_property: Record
+    db: Database, state: str
 ) -> None:
     """A fault of one row leaves its orphan open; a condition of the server fails the sweep."""
     factories.insert_pairs(db, 10)
@@ -90,7 +85,6 @@ def test_a_commit_refused_for_ever_for_one_row_costs_that_row_or_ends_the_sweep_
     forgiving(db)
     assert sweep(db).status == "ok"
     assert db.count_links() == 10
-    record_property("fault", (f"SQLSTATE {state} at COMMIT, forever for one row", 1))
 
 
 @pytest.mark.guard
@@ -113,7 +107,7 @@ def test_halves_that_were_committed_before_an_outage_are_counted_and_published(d
     assert sweep(db).linked == 4
 
 
-def test_a_backend_terminated_during_a_sweep_loses_no_link(db: Database, record_property: Record) -> None:
+def test_a_backend_terminated_during_a_sweep_loses_no_link(db: Database) -> None:
     rounds = 40 if FULL else 6
     for number in range(rounds):
         factories.insert_pairs(db, 12)
@@ -133,11 +127,10 @@ def test_a_backend_terminated_during_a_sweep_loses_no_link(db: Database, record_
             killer.join()
         sweep(db)
         assert db.count_links() == 12 * (number + 1)
-    record_property("fault", ("backend terminated in mid-sweep", rounds))
 
 
 @pytest.mark.parametrize("times", [1, 2, 3] if FULL else [1])
-def test_a_backend_terminated_inside_its_commit_is_retried(db: Database, times: int, record_property: Record) -> None:
+def test_a_backend_terminated_inside_its_commit_is_retried(db: Database, times: int) -> None:
     """A deferred trigger terminates its own session, so that COMMIT gets no response."""
     factories.insert_pairs(db, 10)
     refusing(db, "57P01", "true")
@@ -153,7 +146,6 @@ def test_a_backend_terminated_inside_its_commit_is_retried(db: Database, times: 
     result = sweep(db)
     assert (result.status, result.linked, db.value("SELECT last_value FROM refusals")) == ("ok", 10, 10 + times)
     forgiving(db)
-    record_property("fault", ("backend terminated inside COMMIT", 1))
 
 
 def _terminate(db: Database, over: threading.Event, times: int) -> None:
@@ -187,9 +179,7 @@ def test_a_delivery_locked_for_longer_than_the_sweep_is_left_and_the_rest_is_lin
 
 @pytest.mark.guard
 @pytest.mark.parametrize("table", ["deliveries", "open_orphans"])
-def test_locked_rows_are_skipped_without_waiting_or_rolling_back(
-    db: Database, table: str, record_property: Record
-) -> None:
+def test_locked_rows_are_skipped_without_waiting_or_rolling_back(db: Database, table: str) -> None:
     """Waiting would end in a lock timeout, and that in a rollback."""
     factories.insert_pairs(db, 20)
     rollbacks: list[sa.Connection] = []
@@ -200,7 +190,6 @@ def test_locked_rows_are_skipped_without_waiting_or_rolling_back(
         assert (result.status, result.linked, result.skipped) == ("ok", 10, 10)
         assert rollbacks == []
     assert sweep(db).linked == 10
-    record_property("fault", (f"half of the {table} held by somebody else", 1))
 
 
 @pytest.mark.guard
@@ -209,7 +198,7 @@ def test_locked_rows_are_skipped_without_waiting_or_rolling_back(
     slow_unless("READ COMMITTED".__eq__, ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]),
 )
 def test_a_writer_in_the_opposite_order_neither_blocks_a_sweep_nor_is_made_a_victim(
-    db: Database, isolation: str, record_property: Record
+    db: Database, isolation: str
 ) -> None:
     """While sweeps run, it updates the same deliveries one by one, from the last to the first."""
     rounds = 20 if FULL else 3
@@ -226,7 +215,6 @@ def test_a_writer_in_the_opposite_order_neither_blocks_a_sweep_nor_is_made_a_vic
             assert failures == []
         while sweep(db, batch_size=30).remaining:
             pass
-    record_property("fault", ("opposite-order writer", rounds))
 
 
 def _write_backwards(db: Database, isolation: str, failures: list[str | None]) -> None:
@@ -308,7 +296,7 @@ def own_server() -> Iterator[servers.Postgres]:
 
 
 def test_a_server_restarted_immediately_during_a_sweep_loses_no_link(
-    own_server: servers.Postgres, redis_url: str, record_property: Record
+    own_server: servers.Postgres, redis_url: str
 ) -> None:
     """The sweep waits for it or fails; the next one links the rest."""
     settings = Settings(database_url=SecretStr(own_server.url), redis_url=SecretStr(redis_url), batch_size=1)
@@ -327,7 +315,6 @@ def test_a_server_restarted_immediately_during_a_sweep_loses_no_link(
         assert result.status == "failed" or result.linked == 10
         assert result.linked + second.linked == 10
         assert plain.value(APPENDED) == 10 * (number + 1)
-    record_property("fault", ("immediate stop and start in mid-sweep", rounds))
 
 
 def _restart_once(server: servers.Postgres, at: int) -> Callable[[SweepResult], None]:
@@ -358,9 +345,7 @@ def _client(redis_url: str) -> Iterator[Publisher]:
 
 
 @pytest.mark.skipif(servers.pgbouncer_path() is None, reason="pgbouncer is not installed")
-def test_sweeps_through_pgbouncer_in_transaction_mode_link_and_leave_no_setting_behind(
-    db: Database, record_property: Record
-) -> None:
+def test_sweeps_through_pgbouncer_in_transaction_mode_link_and_leave_no_setting_behind(db: Database) -> None:
     rounds = 10 if FULL else 2
     with servers.pgbouncer(db.url, 2) as url:
         settings = db.settings.model_copy(update={"database_url": SecretStr(url), "batch_size": 5})
@@ -383,4 +368,3 @@ def test_sweeps_through_pgbouncer_in_transaction_mode_link_and_leave_no_setting_
                 assert connection.exec_driver_sql("SHOW search_path").scalar_one() == '"$user", public'
                 assert connection.exec_driver_sql("SHOW lock_timeout").scalar_one() == "0"
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
-    record_property("fault", ("PgBouncer, transaction mode, 2 connections", rounds))

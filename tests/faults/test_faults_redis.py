@@ -20,7 +20,6 @@ from waiting import PATIENCE, settle
 
 pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.version_independent]
 
-Record = Callable[[str, object], None]
 ORPHANS = 30
 
 

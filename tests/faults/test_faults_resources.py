@@ -36,9 +36,7 @@ WORK: dict[str, Callable[[Database, sa.Engine], object]] = {
 
 
 @pytest.mark.parametrize("name", slow_unless(("a sweep", "a prune").__contains__, WORK))
-def test_every_statement_of_a_transaction_has_a_lock_timeout_and_a_statement_timeout(
-    db: Database, name: str, record_property: Callable[[str, object], None]
-) -> None:
+def test_every_statement_of_a_transaction_has_a_lock_timeout_and_a_statement_timeout(db: Database, name: str) -> None:
     factories.insert_pairs(db, 5)
     factories.orphan(db, factories.postmark("nobody's"))
     observed, unbounded = [], []
@@ -56,4 +54,3 @@ def test_every_statement_of_a_transaction_has_a_lock_timeout_and_a_statement_tim
     WORK[name](db, engine)
     assert observed
     assert unbounded == []
-    record_property("fault", ("kinds of work whose every transaction has its bounds", 1))

@@ -11,7 +11,7 @@ import redis
 import factories
 import mailglass_reconcile
 from database import Database
-from faults.runs import FULL
+from faults import FULL
 from waiting import PATIENCE, settle
 
 pytestmark = [pytest.mark.slow, pytest.mark.version_independent]

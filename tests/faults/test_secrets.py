@@ -16,8 +16,8 @@ import mailglass_reconcile
 import observing
 import processes
 from database import Database
+from faults import FULL
 from faults.refusing import refusing
-from faults.runs import FULL
 from installation import Site
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
