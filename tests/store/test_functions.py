@@ -3,6 +3,8 @@
 import pytest
 
 import factories
+import handling
+import mailglass_reconcile
 from catalog import installation
 from mailglass_reconcile.store import deliveries, ledger, open_orphans, outbox, script, sends
 from mailglass_reconcile.store.script import SCOPE
@@ -142,3 +144,14 @@ def test_every_role_may_execute_those_with_their_callers_privileges_and_no_other
     database.run("ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC")
     database.migrate()
     assert database.values(WITH_THE_WRONG_CALLERS) == []
+
+
+def test_jobs_are_enqueued_in_the_order_of_their_events_and_handlers(db):
+    """Two transactions that enqueue the same jobs then wait for each other one way only."""
+    handling.handle(db, ("b", "delivered"), ("a", "delivered"))
+    events, to = (sorted((factories.new_id() for _ in range(20)), reverse=turned) for turned in (False, True))
+    rows = [factories.delivery_row(str(n), id=to[n]) for n in range(20)]
+    factories.insert(db, rows, [factories.orphan_row(factories.postmark(str(n)), id=events[n]) for n in range(20)])
+    assert mailglass_reconcile.reconcile().linked == 20
+    jobs = db.rows("SELECT event_id::text, handler FROM mailglass_handler_outbox ORDER BY ctid")
+    assert [tuple(job) for job in jobs] == [(event, handler) for event in events for handler in "ab"]
