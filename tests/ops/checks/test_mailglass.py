@@ -27,7 +27,7 @@ def test_a_sweeper_that_cannot_read_recipients_is_a_warning(mailglass_db, admin)
 
 def test_the_page_grants_what_a_sweeper_lacks(mailglass_db, admin):
     """The page's GRANT is run as it is, but for the schema and the role."""
-    section = pages.section(PAGE, "Before the first link: recipients")
+    section = pages.section(PAGE, "Recipients")
     [grant] = [block.text for block in section if block.language == "sql"]
     with sweeper(mailglass_db, admin) as settings:
         role = make_url(settings.database_url.get_secret_value()).username
