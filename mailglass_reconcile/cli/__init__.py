@@ -35,6 +35,12 @@ _SUBCOMMANDS = {
 }
 """The first sentence of each subcommand's help, so that `--help` imports no subcommand's module."""
 
+_GROUPS = {
+    "Every day": ("status", "doctor", "sweep", "find", "explain", "orphans", "listen"),
+    "Repair": ("link", "rekey", "erase"),
+    "Set up and run": ("migrate", "trigger", "demo", "receive", "dispatch", "follow", "prune", "serve"),
+}
+
 
 class Subcommands(click.Group):
     """A group that imports a subcommand's module when it runs: their libraries take half a second to import."""
@@ -59,8 +65,9 @@ class Subcommands(click.Group):
         return ctx.fail(f"no such command {name!r}{did_you_mean(name, _SUBCOMMANDS)}")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(_SUBCOMMANDS.items()))
+        for title, names in _GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, _SUBCOMMANDS[name]) for name in names])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from mailglass_reconcile.settings import ENV_PREFIX, Settings  # noqa: PLC0415 - see the class

@@ -110,8 +110,17 @@ def test_the_list_of_commands_has_the_first_sentences_of_each_ones_help(name):
     assert " ".join(help_text.partition("\n\n")[0].split()) == listed
 
 
+def test_help_lists_each_command_once_in_three_groups():
+    """What an operator needs every day comes first, and the demo does not."""
+    text = commands.run_here("--help").stdout
+    titles = re.findall(r"^([A-Z][a-z ]+):$", text, re.M)
+    assert titles == ["Options", "Every day", "Repair", "Set up and run"]
+    names = [name for name, _ in listing()]
+    assert (names[:3], sorted(names)) == (["status", "doctor", "sweep"], sorted(commands.SUBCOMMANDS))
+
+
 def listing():
     """Return the names and sentences that `--help` lists."""
-    text = commands.run_here("--help").stdout.partition("Commands:\n")[2].partition("\n\n")[0]
+    text = commands.run_here("--help").stdout.partition("Every day:\n")[2].partition("All settings:")[0]
     rows = re.findall(r"^  (\w+) +(.+(?:\n {6,}.+)*)", text, re.M)
     return [(name, " ".join(sentence.split())) for name, sentence in rows]

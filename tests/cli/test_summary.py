@@ -66,7 +66,7 @@ def test_a_sweep_with_nothing_to_do_says_why(db):
 def test_the_help_of_the_whole_command_has_whole_sentences_and_every_setting():
     """No sentence is cut off, whatever the width."""
     stdout = commands.run_here("--help").stdout
-    assert "..." not in stdout.partition("Commands:")[2]
+    assert "..." not in stdout.partition("Every day:")[2]
     assert {f"MAILGLASS_{name.upper()}" for name in Settings.model_fields} <= set(
         re.findall(r"MAILGLASS_[A-Z_]+", stdout)
     )
