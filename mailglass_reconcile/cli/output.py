@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from rich.text import Text
 from mailglass_reconcile.errors import with_local_names
 from mailglass_reconcile.ops.unknown_tenants import describe_unknown
 from mailglass_reconcile.rules.humanize import escape_unprintable, parse_duration
-from mailglass_reconcile.rules.times import format_time
+from mailglass_reconcile.rules.times import format_time, parse
 from mailglass_reconcile.store.database import Database
 
 
@@ -43,6 +44,16 @@ def format_as_of(ended_at: str | None) -> str:
     if ended_at is None:
         return "no full sweep has ended yet"
     return f"states as of {format_time(ended_at)}, when the last full sweep ended"
+
+
+def format_in_row(iso: str) -> str:
+    """Return a time in UTC for a row: on a terminal, of 80 columns perhaps, only the time if it is of today."""
+    at = parse(iso)
+    if at is None:
+        return iso
+    if not sys.stdout.isatty():
+        return f"{at:%Y-%m-%d %H:%M:%S}"
+    return f"{at:%H:%M:%S}" if at.date() == dt.datetime.now(dt.UTC).date() else f"{at:%m-%d %H:%M}"
 
 
 def wrap_text(text: str, indent: str = "", first_indent: str | None = None) -> str:

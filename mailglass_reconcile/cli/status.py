@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.output import Duration, console, print_json, table, warn_of_unknown_tenant
+from mailglass_reconcile.cli.output import Duration, console, format_in_row, print_json, table, warn_of_unknown_tenant
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops.checks import ERROR, WARNING
 from mailglass_reconcile.ops.runs import ListedRun
@@ -109,5 +109,5 @@ def _make_tables(loaded: Status) -> list[Table]:
 
 def _format_run(run: ListedRun) -> tuple[str, ...]:
     kind = run["kind"] if run["tenant_id"] is None else f"{run['kind']}, {run['tenant_id']}"
-    columns = (run["finished_at"][:19].replace("T", " "), kind, run["origin"], run["error"] or run["status"])
+    columns = (format_in_row(run["finished_at"]), kind, run["origin"], run["error"] or run["status"])
     return (*columns, f"{run['linked']:,}", f"{run['scanned']:,}", f"{run['duration_ms']:,}")

@@ -1,6 +1,7 @@
 """`status`, for a person, a machine and an alert."""
 
 import json
+import re
 from contextlib import suppress
 from functools import partial
 
@@ -393,3 +394,21 @@ def test_the_status_of_a_tenant_has_nothing_of_all_tenants_but_their_problems(db
     fields = ("lag_seconds", "last_success", "last_runs", "jobs_waiting", "jobs_dead", "totals")
     assert document["tenant_id"] == "acme"
     assert [document[field] for field in fields] == [None] * len(fields)
+
+
+MANY = """
+INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, linked, scanned, duration_ms)
+SELECT at, at, kind, 'command', 'ok', 56000, 56000, 12345
+  FROM (VALUES ('full', now()::timestamp), ('targeted', now()::timestamp - interval '2 days')) AS run (kind, at)
+"""
+
+
+def test_no_row_wraps_on_a_terminal_of_80_columns(db):
+    """With counts of five digits, the date once made two lines of each run."""
+    db.run(MANY)
+    output = commands.run_on_terminal(db, "status")
+    rows = [line for line in output.splitlines() if line.startswith("│")]
+    assert len(rows) == 2
+    assert max(map(len, output.splitlines())) <= 80
+    assert re.match(r"│ \d\d:\d\d:\d\d +│ full ", rows[1])
+    assert re.match(r"│ \d\d-\d\d \d\d:\d\d │ targeted ", rows[0])
