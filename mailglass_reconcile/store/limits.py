@@ -13,6 +13,8 @@ class Limits:
 
     Attributes:
         slice_orphans: Orphans whose keys and match results are in memory at once, of two slices: about 10 MB.
+        reading_seconds: Half of the 100 ms that a reading transaction of a sweep may last, because migrations wait for
+            its locks on the tables.
         most_ids: Ids of one part that are in memory at once: 8 MB. What is new beyond them takes another pass.
         most_checked: Orphans that a recent sweep matches again, at most.
         named_groups: With more groups of tenants, small ones are added up under no name, so that memory stays bounded.
@@ -36,6 +38,7 @@ class Limits:
     """
 
     slice_orphans: int = 4_000
+    reading_seconds: float = 0.05
     most_ids: int = 500_000
     most_checked: int = 2_000
     named_groups: int = 500

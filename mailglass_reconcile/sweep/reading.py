@@ -22,8 +22,6 @@ from mailglass_reconcile.sweep.matcher import OrphanMatch, match_orphans
 
 logger = logging.getLogger(__name__)
 
-AIM_SECONDS = 0.05
-"""Half of the 100 ms that a reading transaction may last, because migrations wait for its locks on the tables."""
 FIRST_CHUNK, LEAST_CHUNK, MOST_CHUNK = 1_000, 500, 4_000
 """Orphans that are read at once: at first, at least, and at most. With fewer, round trips take most of the time."""
 MAX_GROWTH = 2.0
@@ -67,7 +65,7 @@ def match_at_once(
 
     @contextmanager
     def read_on() -> Iterator[Transaction]:
-        if time.monotonic() > began + AIM_SECONDS:
+        if time.monotonic() > began + tx.limits.reading_seconds:
             raise _NotAtOnceError
         yield tx
 
@@ -120,7 +118,8 @@ class ChunkReader:
 
     def adapt(self) -> None:
         """Choose the size of the next chunk by the longest transaction since the last call."""
-        growth = AIM_SECONDS / max(self._longest_seconds, AIM_SECONDS / MAX_GROWTH)
+        aim_seconds = self.connected.limits.reading_seconds
+        growth = aim_seconds / max(self._longest_seconds, aim_seconds / MAX_GROWTH)
         self.size = min(max(int(self.size * max(growth, 1 / MAX_GROWTH)), LEAST_CHUNK), MOST_CHUNK)
         self._longest_seconds = 0.0
 

@@ -78,8 +78,9 @@ def sweep_and_count(db, prepare=reconciler.prepare) -> tuple[int, Traffic]:
     return linked, counted[0]
 
 
-def test_a_pair_of_another_writer_costs_a_sweep_eight_statements_in_three_transactions(db):
+def test_a_pair_of_another_writer_costs_a_sweep_eight_statements_in_three_transactions(db, set_limits):
     """They are window, choice, orphans, documents, deliveries and raw webhooks; the link; and the history."""
+    set_limits(reading_seconds=PATIENCE)
     factories.insert_pairs(db, 1)
     assert sweep_and_count(db) == (1, Traffic(statements=8, transactions=3, round_trips=14))
 
@@ -89,8 +90,9 @@ def test_with_nothing_to_do_a_sweep_costs_three_statements_in_two_transactions_a
     assert sweep_and_count(db, lambda: recent.prepare(1.0)) == (0, Traffic(statements=2, transactions=1, round_trips=4))
 
 
-def test_few_orphans_are_matched_in_the_transaction_that_selects_them_while_it_is_young(db):
+def test_few_orphans_are_matched_in_the_transaction_that_selects_them_while_it_is_young(db, set_limits):
     """A migration waits for it; many orphans are read in transactions of their own."""
+    set_limits(reading_seconds=PATIENCE)
     factories.insert_pairs(db, FEW + 1)
     ids = [row.id for row in db.rows("SELECT event_id::text AS id FROM mailglass_open_orphans")]
 
@@ -100,7 +102,7 @@ def test_few_orphans_are_matched_in_the_transaction_that_selects_them_while_it_i
 
     (result,) = match(FEW, age=0.0)
     assert [match.orphan.event_id for match in result.matches] == ids[:FEW]
-    assert (match(FEW, age=0.06), match(FEW + 1, age=0.0)) == (None, None)
+    assert (match(FEW, age=PATIENCE), match(FEW + 1, age=0.0)) == (None, None)
 
 
 TRANSACTIONS = """
