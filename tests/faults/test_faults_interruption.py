@@ -140,10 +140,7 @@ def find_numbers(work: Work, redis_url: str, call: str, log: Path) -> Iterable[i
 
 
 @pytest.mark.skipif(not may_trace(), reason="strace is missing or may not trace")
-@pytest.mark.parametrize(
-    "call",
-    [pytest.param(call, marks=pytest.mark.guard if call == "poll" else ()) for call in (CALLS if FULL else SELECTION)],
-)
+@pytest.mark.parametrize("call", CALLS if FULL else SELECTION)
 def test_a_sweep_killed_at_any_system_call_is_finished_by_the_next(
     db: Database, redis_url: str, call: str, tmp_path: Path
 ) -> None:
@@ -196,12 +193,12 @@ LOSSES = {
         ("a message", b"", 1 if FULL else 13, r"[.FR]{3,}"),
     )
 }
-QUICK = ("Sweep after COMMIT", "HandlersOnEngine after COMMIT")
+MARKS = {"Sweep after COMMIT": pytest.mark.guard, "HandlersOnEngine after COMMIT": ()}
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.guard if name in QUICK else pytest.mark.nightly) for name in LOSSES],
+    [pytest.param(name, marks=MARKS.get(name, pytest.mark.nightly)) for name in LOSSES],
 )
 def test_work_whose_connection_is_lost_at_any_message_is_finished_by_the_next_run(
     handler_db: Database,

@@ -38,6 +38,7 @@ from mailglass_reconcile.pubsub import (
 from mailglass_reconcile.pubsub.client import TIMEOUT_SECONDS
 from mailglass_reconcile.pubsub.publisher import BACKOFF_SECONDS, MAX_WAITING_LINKS
 from mailglass_reconcile.testing.servers import free_port
+from marking import slow_unless
 from observing import Observed
 from waiting import PATIENCE, settle, wait_until
 
@@ -80,12 +81,15 @@ def publish(
     return outcome
 
 
-def test_messages_that_a_slow_redis_has_not_accepted_after_a_second_count_as_failed(valkey: Valkey) -> None:
-    """Each response takes 0.15 s; the rest is published later, and nothing twice."""
+@pytest.mark.parametrize(("delay", "seconds"), slow_unless((0.04, 0.3).__eq__, [(0.04, 0.3), (0.15, TIMEOUT_SECONDS)]))
+def test_messages_that_a_slow_redis_has_not_accepted_in_time_count_as_failed(
+    valkey: Valkey, delay: float, seconds: float
+) -> None:
+    """The rest is published later, and nothing twice."""
     links = 10 * CHUNK_LINKS
-    with redis.Redis.from_url(valkey.url) as direct, direct.pubsub() as pubsub, slow(valkey.url, 0.15) as url:
+    with redis.Redis.from_url(valkey.url) as direct, direct.pubsub() as pubsub, slow(valkey.url, delay) as url:
         pubsub.psubscribe("mailglass:*")
-        outcome = publish(redis.Redis.from_url(url), links)
+        outcome = publish(redis.Redis.from_url(url), links, seconds=seconds)
         settle()
         direct.publish("mailglass:", "end")
         counts = count_received(pubsub, b"end")
@@ -186,7 +190,7 @@ def test_a_redis_that_never_answers_is_asked_by_one_of_a_hundred_calls() -> None
         assert 1 <= len(accepted) <= 1 + (time.monotonic() - started_at) / BACKOFF_SECONDS
 
 
-@pytest.mark.parametrize("state", ["closed", "silent"])
+@pytest.mark.parametrize("state", slow_unless("silent".__eq__, ["closed", "silent"]))
 def test_a_client_with_long_timeouts_costs_a_sweep_a_second_in_all(state: str) -> None:
     """An application's client may have long timeouts and retries: the thread waits for it, the sweep does not."""
     with silent() as (open_port, accepted):

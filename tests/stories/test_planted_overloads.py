@@ -154,7 +154,6 @@ def test_every_command_is_tried():
     assert {line.split()[0] for line, _ in COMMANDS} == commands.SUBCOMMANDS.keys() - ELSEWHERE
 
 
-@pytest.mark.guard
 @pytest.mark.parametrize(
     "role",
     nightly_unless("superuser".__eq__, ["superuser", "mailglass_sweeper", "mailglass_recorder", "mailglass_reader"]),
