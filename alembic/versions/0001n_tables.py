@@ -1,4 +1,4 @@
-"""Our tables, and Mailglass's where there are none."""
+"""Our tables; and those of deliveries, events and webhooks where there are none."""
 
 from mailglass_reconcile.store import script
 from mailglass_reconcile.store.migration.operations import execute, is_new_ledger

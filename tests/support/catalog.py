@@ -1,8 +1,9 @@
 """Databases for tests of migrations, and everything in the catalog about a schema, to compare."""
 
+import logging
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -17,7 +18,7 @@ from database_pool import keep_one_connection
 from mailglass_reconcile.ops.pruner import PruneResult, prune_with
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.migration import runner
+from mailglass_reconcile.store.migration import objects, runner
 
 MAILGLASS = (Path(__file__).parent / "mailglass_schema.sql").read_text()
 SHAPES = {"0.1.1": MAILGLASS, "2.x": (Path(__file__).parent / "mailglass_2x_schema.sql").read_text()}
@@ -111,9 +112,10 @@ class Installation:
         return set(self.values("SELECT event_id::text FROM mailglass_open_orphans"))
 
     def migrate(self, tell: Callable[[str], None] | None = None, **options: Any) -> list[str]:
-        """Migrate as the command does, and return its messages."""
+        """Migrate as the command does, and return its messages; *tell* gets the steps that are only logged, too."""
         messages: list[str] = []
-        runner.migrate(self.engine, self.settings, tell or messages.append, **options)
+        with _steps_told_to(tell or (lambda line: None)):
+            runner.migrate(self.engine, self.settings, tell or messages.append, **options)
         return messages
 
     def remove(self, **options: Any) -> list[str]:
@@ -141,6 +143,28 @@ class Installation:
             connection.exec_driver_sql(sql)
             yield connection
             connection.rollback()
+
+
+class _StepHandler(logging.Handler):
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tell the name of a step; what that raises ends the migration."""
+        self._tell(record.getMessage())
+
+
+@contextmanager
+def _steps_told_to(tell: Callable[[str], None]) -> Iterator[None]:
+    handler, level = _StepHandler(tell), objects.logger.level
+    objects.logger.addHandler(handler)
+    objects.logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        objects.logger.removeHandler(handler)
+        objects.logger.setLevel(level)
 
 
 def lines_of_ours(objects: set[str]) -> set[str]:

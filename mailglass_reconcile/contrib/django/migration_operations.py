@@ -102,4 +102,7 @@ def _run(
 
 
 def _log(line: str) -> None:
-    logger.log(logging.WARNING if line.startswith("warning: ") else logging.INFO, "%s", line)
+    """Log a line of `migrate`; each of Django's own runs ours, so INFO is kept for what is done."""
+    levels = {"warning: ": logging.WARNING, "database ": logging.DEBUG, "nothing to do: ": logging.DEBUG}
+    level = next((level for prefix, level in levels.items() if line.startswith(prefix)), logging.INFO)
+    logger.log(level, "%s", line)

@@ -27,7 +27,8 @@ _TARGETS = {"upgrade": ("head", "heads"), "downgrade": ("base",)}
 """The only arguments of Alembic's command."""
 
 _NONE_FOUND = (
-    "creating Mailglass's tables (none found); if Mailglass itself will use this database, run its migrations first"
+    "creating the tables of deliveries, events and webhooks, because there are none"
+    " (if you also run Mailglass, the Elixir library, its own migrations must make them)"
 )
 
 

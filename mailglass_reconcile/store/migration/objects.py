@@ -5,6 +5,7 @@ Each step is one transaction; an index of a table with rows is built concurrentl
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -13,6 +14,11 @@ from mailglass_reconcile.store.comparison import MISSING, STAMPS, UNFILLED, Diff
 from mailglass_reconcile.store.database import in_schema
 from mailglass_reconcile.store.migration.session import IMPATIENT, PATIENT, Session
 from mailglass_reconcile.store.script import SchemaStep
+
+logger = logging.getLogger(__name__)
+
+MOST_TOLD = 5
+"""A run with more steps tells their number; their names are logged at DEBUG."""
 
 # A GRANT that repeats the default privilege would be missing from a dump.
 _STAMP_FUNCTION = """
@@ -69,18 +75,24 @@ def steps_for(differences: Iterable[Difference], least_days: str) -> Iterable[St
 
 
 def run(session: Session, differences: Iterable[Difference], least_days: str, tell: Callable[[str], None]) -> None:
-    """Run the steps."""
-    for step in steps_for(differences, least_days):
+    """Run the steps; tell each one that may take long, and the others if they are few."""
+    steps = list(steps_for(differences, least_days))
+    number = sum(step is not None and not step.is_alone for step in steps)
+    tell_short: Callable[[str], None] = tell if number <= MOST_TOLD else logger.debug
+    if number > MOST_TOLD:
+        tell(f"creating {number} functions, indexes and triggers")
+    for step in steps:
         if step is None:
             tell(f"fill the open orphans from the ledger, {session.connected.limits.batch_rows} in a transaction")
             added = repair.add_missing(session.connected)
             settled = repair.remove_closed(session.connected)
-            tell(f"{added} open orphans were added, {settled} closed ones removed")
-            continue
-        tell(step.title)
-        if step.is_alone:
+            if added or settled:
+                tell(f"{added} open orphans were added, {settled} closed ones removed")
+        elif step.is_alone:
+            tell(step.title)
             session.run_alone(step.title, *step.statements)
         else:
+            tell_short(step.title)
             session.run(step.title, *step.statements)
 
 

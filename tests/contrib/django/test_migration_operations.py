@@ -288,3 +288,29 @@ def test_databases_of_djangos_tests_are_migrated(empty):
             assert own_connection.exec_driver_sql("SELECT current_database()").scalar_one() == name
     finally:
         connection.creation.destroy_test_db(original_name, verbosity=0)
+
+
+LOGGED = """
+import logging, sys
+from django.conf import settings
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+settings.configure(
+    USE_TZ=True, LOGGING_CONFIG=None, DATABASES={"default": eval(sys.argv[1])},
+    INSTALLED_APPS=["django.contrib.contenttypes", "mailglass_reconcile.contrib.django"],
+)
+import django
+from django.core.management import call_command
+django.setup()
+call_command("migrate", verbosity=0)
+"""
+
+
+@pytest.mark.slow
+def test_a_migrate_with_nothing_to_do_writes_nothing_to_djangos_log(empty):
+    """Alembic told of its plugins there, and each `migrate` of the site that ours has nothing to do."""
+    names = ("ENGINE", "NAME", "USER", "PASSWORD", "HOST", "PORT")
+    database = repr({name: connection.settings_dict[name] for name in names})
+    outputs = [processes.run(["-c", LOGGED, database], forked=False) for _ in range(2)]
+    assert [output.returncode for output in outputs] == [0, 0], outputs
+    assert "done: revision" in outputs[0].stdout
+    assert outputs[1].stdout == ""

@@ -68,8 +68,17 @@ def test_an_empty_database_gets_mailglass_s_tables_exactly_and_ours(empty_databa
     assert migrated.is_current()
     assert result[0].startswith('database "mgtest_')
     assert result[0].endswith('", schema "public"')
+    assert [line.partition(" ")[0] for line in result] == [
+        "database",
+        "creating",
+        "revision",
+        "creating",
+        "fill",
+        "done:",
+    ]
     assert result[1] == (
-        "creating Mailglass's tables (none found); if Mailglass itself will use this database, run its migrations first"
+        "creating the tables of deliveries, events and webhooks, because there are none (if you also run Mailglass, the"
+        " Elixir library, its own migrations must make them)"
     )
     assert result[-1] == f"done: revision {VERSION}"
 
