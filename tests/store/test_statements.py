@@ -37,7 +37,6 @@ def test_only_the_schemas_name_and_the_recipients_key_are_put_into_a_statement(s
 
 SENDERS = {
     "store/database.py": "a transaction, under our search_path or with what needs none",
-    "store/migration/blockers.py": "a session whose first statement sets it",
     "store/migration/session.py": "a session whose first statement sets it",
     "store/repair.py": "no connection: the statement is printed",
     "handlers/dispatcher.py": "SET TRANSACTION, which has no functions or operators",
