@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -47,5 +48,6 @@ def test_tasks_expire_even_if_the_scheduler_drops_the_entries_expiry():
     """django-celery-beat does not store `expires` of an entry's options."""
     pytest.importorskip("django_celery_beat")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAILGLASS_")}
-    result = processes.run(["-c", BEATING], environment)
+    support = {"PYTHONPATH": str(Path(processes.__file__).parent)}
+    result = processes.run(["-c", BEATING], {**environment, **support})
     assert json.loads(result.stdout) == dict.fromkeys(("reconcile", "reconcile_recent", "prune", "dispatch"), True)
