@@ -9,8 +9,8 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from mailglass_reconcile import runtime, telemetry
@@ -42,7 +42,7 @@ from mailglass_reconcile.sweep.reconciler import Sweep
 try:
     from celery import Task, current_task, shared_task
     from celery.schedules import maybe_schedule
-    from celery.signals import celeryd_after_setup, worker_process_init
+    from celery.signals import beat_init, celeryd_after_setup, worker_process_init
 
     from mailglass_reconcile.singleton.task import LockLease, SweepTask, bind_arguments
 except ModuleNotFoundError as error:
@@ -299,6 +299,28 @@ def _stop_on_soft_limit(sweep: Sweep) -> Iterator[None]:
         yield
     if interruption.received:
         logger.warning("the soft time limit ended a sweep; what was committed until then stays")
+
+
+class _IdleDispatches(logging.Filter):
+    """Drops Celery's INFO lines about `dispatch`, three every ten seconds, while this process has no handler."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return True if the record is logged."""
+        arguments = record.args.values() if isinstance(record.args, Mapping) else record.args or ()
+        is_idle = record.levelno == logging.INFO and DISPATCH_TASK in arguments and not handlers.types_with_handlers()
+        return not is_idle
+
+
+_idle_dispatches = _IdleDispatches()
+
+
+@beat_init.connect
+@celeryd_after_setup.connect
+def _hide_idle_dispatches(**unused: Any) -> None:
+    with suppress(MailglassReconcileError):  # the worker warns of it, below
+        runtime.load_imports(only_warn=True)
+    for name in ("celery.beat", "celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(name).addFilter(_idle_dispatches)
 
 
 @worker_process_init.connect
