@@ -84,11 +84,3 @@ def test_receive_tells_a_provider_that_is_not_received_from_a_setting_that_canno
         with pytest.raises(ConfigurationError, match="MAILGLASS_WEBHOOK_SECRETS: webhooks of this") as mistaken:
             receive(connection, "postmark", request.body, request.headers)
     assert [refusal("postmark", info.value).status for info in (unknown, mistaken)] == [404, 503]
-
-
-@pytest.mark.parametrize(("provider", "size"), [("postmark", 6 * 1024 * 1024), ("mailgun", 300 * 1024)])
-def test_a_body_that_is_too_large_for_receive_is_answered_with_413(db, provider, size):
-    """Its size is checked before its signature."""
-    with db.engine.begin() as connection, pytest.raises(InvalidWebhookError) as info:
-        receive(connection, provider, bytes(size), first(provider).headers, secret=senders.secret_of(provider))
-    assert refusal(provider, info.value).status == 413

@@ -3,7 +3,6 @@
 import asyncio
 import datetime as dt
 import logging
-from itertools import product
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -18,7 +17,6 @@ from anymail_sends import ANN, Message
 from anymail_webhooks import POSTMARK
 from mailglass_reconcile import runtime
 from mailglass_reconcile.providers import registry, sns
-from marking import nightly_unless
 from waiting import wait_until
 
 pytestmark = pytest.mark.python_dependent
@@ -75,24 +73,11 @@ def postmark(event=OPEN, **changes):
     return {**make_post("postmark", [event]), **changes}
 
 
-@pytest.mark.parametrize(
-    ("post", "provider"),
-    [
-        *nightly_unless(
-            lambda variant: variant[1] == "scaleway",
-            product((post_over_wsgi, post_over_asgi), registry.PROVIDERS),
-            is_quick=lambda variant: variant[1] in ("postmark", "ses") or variant == (post_over_wsgi, "sendgrid"),
-        ),
-    ],
-)
-def test_a_webhook_of_every_provider_is_recorded_and_a_changed_one_refused(db, post, provider):
-    """The first of SES and of Scaleway waits for its certificate; Mailgun signs no body."""
-    payload = senders.load_payloads(provider)[0].payload
-    request = make_post(provider, [payload])
-    changed = {**request, "data": request["data"] + b" ", "headers": {"authorization": "Basic bm86bm8="}}
-    assert post(**request).status_code == 200
-    if provider not in ("ses", "scaleway", "mailgun"):
-        assert post(**changed).status_code == registry.get_provider(provider).rejection_status
+@pytest.mark.parametrize("provider", ["postmark", "ses"])
+def test_a_webhook_is_recorded_under_asgi(db, provider):
+    """The first of SES waits for its certificate."""
+    request = make_post(provider, [senders.load_payloads(provider)[0].payload])
+    assert post_over_asgi(**request).status_code == 200
     assert db.value(EVENTS) == 1
 
 
@@ -162,15 +147,10 @@ WRONG = {"authorization": "Basic bm86bm8="}
 @pytest.mark.parametrize(
     ("cause", "method", "provider", "status"),
     [
-        ("a wrong header", "post", "azure", 503),
         ("a wrong header", "options", "azure", 503),
         ("a wrong password", "post", "postmark", 401),
-        ("an unknown name", "post", "ada@leak.example.com", 404),
         ("an unknown name", "get", "ada@leak.example.com", 404),
         ("another method", "put", "postmark", 405),
-        ("a large body", "post", "postmark", 413),
-        ("a missing file of secrets", "post", "postmark", 503),
-        ("a missing file of secrets", "post", "brevo", 429),
         ("a missing module", "post", "postmark", 503),
         ("a missing table", "post", "postmark", 503),
     ],
@@ -178,8 +158,6 @@ WRONG = {"authorization": "Basic bm86bm8="}
 def test_a_refused_webhook_is_logged_once_and_by_us_alone(db, caplog, cause, method, provider, status):
     """Django would log each with its path, and mail each 5xx to ADMINS: strangers may send thousands."""
     settings = runtime.get_settings()
-    if cause == "a missing file of secrets":
-        settings = settings.model_copy(update={"webhook_secrets": SecretStr("@/nowhere")})
     if cause == "a missing module":
         settings = settings.model_copy(update={"imports": "no_such_module"})
     if cause == "a missing table":
@@ -187,8 +165,6 @@ def test_a_refused_webhook_is_logged_once_and_by_us_alone(db, caplog, cause, met
         db.run("ALTER TABLE mailglass_events RENAME TO hidden")
     is_verified = cause in ("a missing table", "a missing module")
     request = postmark(path=f"/webhooks/{provider}", **({} if is_verified else {"headers": WRONG}))
-    if cause == "a large body":
-        request = postmark({**OPEN, "UserAgent": "x" * 2 * LARGE})
     mailglass_reconcile.configure(settings=settings)
     send = getattr(Client(raise_request_exception=False), method)
     arguments = {"path": request["path"]} if method == "get" else request
