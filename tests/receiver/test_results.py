@@ -10,6 +10,7 @@ from django.test import Client, override_settings
 import mailglass_reconcile
 import meter
 import senders
+from django_project import databases_name
 from mailglass_reconcile import Sent, broadcast, record_send, telemetry
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.ops.checks.recording import CAUSES
@@ -178,6 +179,17 @@ def test_a_process_without_a_database_of_its_own_counts_only(counts, monkeypatch
     mailglass_reconcile.configure()
     assert refusal("postmark", mailglass_reconcile.webhooks.SignatureError("wrong")).status == 401
     assert (counts, results._batches) == ({("postmark", "refused"): 1}, {})
+
+
+@pytest.mark.usefixtures("app")
+def test_what_djangos_tests_have_counted_is_not_written_to_the_database_that_it_has_afterwards(db, empty_database_url):
+    """The runner puts the name of the developer's own database back before the process ends."""
+    mailglass_reconcile.configure()
+    with databases_name(empty_database_url):
+        RequestResult("postmark", results.own_engine()).count("refused", "signature")
+    assert stored(db) == []
+    RequestResult("postmark", results.own_engine()).count("refused", "signature")
+    assert len(stored(db)) == 1
 
 
 def add(db, result: str, cause: str | None = None) -> None:
