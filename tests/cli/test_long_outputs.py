@@ -72,10 +72,8 @@ EVENTS = (
     *("LINKED", "ATTACHED", "UNMATCHED", "UNMATCHABLE", "AMBIGUOUS", "RECIPIENT-MISMATCH", "TENANT-MISMATCH"),
     *("RECIPIENT-LOST", "GENERATED-ID", "MISTYPED", "TOO-LONG", "EXPIRED", "UNSEEN", "WAITING", "NO-ORPHAN"),
 )
-DELIVERIES = ("DELIVERY", "BOUNCED-DELIVERY", "SILENT-DELIVERY", "FOREIGN-DELIVERY")
 OUTPUTS = {
-    **{f"explain-{name.lower()}": ["explain", name] for name in (*EVENTS, *DELIVERIES)},
-    "explain-message": ["explain", "--message-id", "m-1"],
+    **{f"explain-{name.lower()}": ["explain", name] for name in (*EVENTS, "DELIVERY")},
     "find-address": ["find", ADA],
     "find-message": ["find", "theirs"],
     "link-dry-run": ["link", "AMBIGUOUS", "TWIN-2", "--reason", "ticket 4711", "--dry-run"],

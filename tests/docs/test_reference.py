@@ -5,7 +5,6 @@ import re
 import pytest
 import reference
 
-import commands
 import mailglass_reconcile
 from mailglass_reconcile import webhooks
 from mailglass_reconcile.errors import install_command
@@ -55,8 +54,3 @@ def test_pages_install_from_the_index_once_the_package_is_there():
         " `pip install asyncpg` `pip install ./other` --editable ."
     )
     assert install_command("web", on_pypi=True) == "pip install 'mailglass-reconcile[web]'"
-
-
-def test_every_subcommand_is_in_the_table():
-    rows = re.findall(r"^\| `(\w+)` \|", (reference.DOCS / "command-line.md").read_text(), re.M)
-    assert set(rows) == set(commands.SUBCOMMANDS) >= set(reference.GUIDES)
