@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import NamedTuple
 
-from mailglass_reconcile.errors import with_local_names
+from mailglass_reconcile.errors import docs_url, with_local_names
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.humanize import escape_unprintable, sanitize
 from mailglass_reconcile.rules.states import MatchState
@@ -56,7 +56,8 @@ def find_steps(
         wrong_tenant: For a `tenant_mismatch`, the tenant that has its delivery.
     """
     if wrong_tenant:
-        return tuple(map(with_local_names, tenant_steps(wrong_tenant)))
+        many = f"to record many such events again at once: {docs_url('trouble.md#everything-is-tenant_mismatch')}"
+        return tuple(map(with_local_names, (*tenant_steps(wrong_tenant), many)))
     command = f"`mailglass-reconcile link {event_id} DELIVERY_ID --reason ''`"
     listed = "each delivery with such an id is listed with its command" if has_candidates else command
     link_manually = f"if you know its delivery, link it manually: {listed}"

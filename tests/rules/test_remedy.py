@@ -75,6 +75,13 @@ def test_foreign_values_cannot_inject_a_command(provider, foreign):
     assert "--message-id ID" in output or "message_id" not in foreign
 
 
+def test_many_events_of_a_wrong_tenant_have_a_recipe():
+    """A campaign of 20,000 is not sent again one by one."""
+    wrong = WrongTenant("globex", "m-1", "postmark", "delivered", in_mailglass=False)
+    *_, last = find_steps("e-1", "tenant_mismatch", is_expired=False, wrong_tenant=wrong)
+    assert "trouble.md#everything-is-tenant_mismatch" in last
+
+
 def test_an_ambiguous_event_without_its_recipient_has_a_remedy_of_its_own():
     """Other ambiguous events may still get a delivery."""
     plain, lost = (find_steps("e-1", "ambiguous", is_expired=False, recipient_lost=lost) for lost in (False, True))
