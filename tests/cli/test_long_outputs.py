@@ -102,7 +102,11 @@ def test_each_command_prints_to_a_pipe_what_its_snapshot_has(
             snapshot(name, normalize(text, names))
 
 
-def test_json_has_the_state_of_an_event_that_the_lines_have(db: Database, rows: dict[str, str]) -> None:
+def test_json_has_the_state_that_the_lines_have_and_a_message_is_explained_by_its_id_too(
+    db: Database, rows: dict[str, str]
+) -> None:
+    by_id = commands.run_unchecked(db, "explain", "--message-id", "m-1").stdout
+    assert by_id == commands.run_unchecked(db, "explain", rows["DELIVERY"]).stdout
     for name in EVENTS:
         lines = commands.run_unchecked(db, "explain", rows[name]).stdout
         [document] = commands.conforming("explain", commands.run_unchecked(db, "explain", rows[name], "--json").stdout)
