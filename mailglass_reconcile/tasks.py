@@ -180,6 +180,8 @@ def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> dic
             and a ValueError.
         MailglassReconcileError: Nothing was swept, or an error ended the sweep; what was committed until then stays.
     """
+    # It opens a connection: a kept one would save 17 of 29 ms, but each process of the pool would hold one. For less
+    # there is `follow`, which keeps one.
     sweep = recent.prepare(interval, tenant_id, origin=_origin())
     with _stop_on_soft_limit(sweep):
         sweep.run()
