@@ -140,7 +140,9 @@ SELECT w.oid, w.object, w.privilege, w.attribute, w.number, quote_ident(n.nspnam
 SELECT w.oid, w.object, w.privilege, '', w.number, quote_ident(n.nspname)
   FROM wanted AS w
   JOIN pg_namespace AS n ON n.nspname = :schema
-  JOIN pg_proc AS p ON p.pronamespace = n.oid AND p.proname = split_part(w.object, '(', 1)
+  JOIN pg_proc AS p
+    ON p.pronamespace = n.oid AND p.proname = split_part(w.object, '(', 1)
+   AND w.object = p.proname || '(' || replace(oidvectortypes(p.proargtypes), ' without time zone', '') || ')'
  WHERE w.privilege = 'EXECUTE' AND NOT has_function_privilege(w.oid, p.oid, 'EXECUTE')
  UNION ALL
 SELECT w.oid, '', w.privilege, '', w.number, quote_ident(n.nspname)

@@ -14,7 +14,8 @@ from catalog import Installation, client, installation, live, url_of
 from factories import delivery, orphan, postmark
 from history import DELIVERY
 from mailglass_reconcile.errors import DatabaseRefusedError
-from mailglass_reconcile.store import schema
+from mailglass_reconcile.store import privileges, schema
+from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.engines import create_engine
 from mailglass_reconcile.store.migration.session import open_session
 from marking import nightly_unless, slow_unless
@@ -158,6 +159,20 @@ def test_the_holder_of_the_migration_lock_is_named(empty_database_url, shape, sq
             pass
     assert f"process {pid} of role '{squatter}', application 'a joker', holds the lock" in str(refused.value)
     database.migrate()
+
+
+def test_an_overload_of_a_function_of_ours_is_not_taken_for_it(db, admin):
+    """The role would have lacked its EXECUTE for ever: the GRANT is on ours."""
+    db.run("CREATE FUNCTION mailglass_reconcile_close_v1(text) RETURNS int LANGUAGE sql AS 'SELECT 1'")
+    db.run("REVOKE ALL ON FUNCTION mailglass_reconcile_close_v1(text) FROM PUBLIC")
+    with temporary_role(admin, "", db) as role:
+        db.run(f"GRANT EXECUTE ON FUNCTION mailglass_reconcile_close_v1(uuid[]) TO {role}")
+        with Database(db.engine, db.settings).reading_catalog() as tx:
+            oid = tx.execute("SELECT oid FROM pg_roles WHERE rolname = :role", {"role": role}).scalar_one()
+            compared = privileges.ComparedRole(oid, role, "mailglass_recorder", role, is_current=False)
+            [missing] = privileges.find_missing(tx, [compared])
+    assert [phrase for phrase in missing.privileges if phrase.startswith("EXECUTE")] == []
+    db.run("DROP FUNCTION mailglass_reconcile_close_v1(text)")
 
 
 @pytest.fixture
