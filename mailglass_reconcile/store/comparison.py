@@ -2,8 +2,8 @@
 
 A function and a trigger bear a stamp as their comment: a digest of the step that made them, and of what Postgres made
 of it. So any change of a step or its object is a difference, and nothing has to understand SQL. A dump without comments
-lacks the stamps: `migrate` makes functions and triggers again. A changed index has another name; the columns of the two
-that ON CONFLICT needs are compared.
+lacks the stamps: `migrate` makes functions and triggers again. A changed index has another name; the columns of primary
+keys and of the two that ON CONFLICT needs are compared.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ RESTORE = "restore it from a backup; or, with Mailglass, run its own migrations"
 
 MISSING = "is missing"
 SOMETHING_ELSE = "is something else with that name"
+OTHER_COLUMNS = "is not unique, or has other columns"
 DIFFERS = "differs from this version's: its comment does not have the digest that `migrate` stores there"
 UNFILLED = "is new, and the open orphans are not filled from the ledger yet"
 
@@ -33,7 +34,7 @@ STAMPS = {
 """The comment of an object of each kind that is as its step makes it, as SQL."""
 
 # An aggregate has no definition.
-_OBJECTS = """
+_OBJECTS = r"""
 WITH wanted AS (
   SELECT w.*, n.oid AS namespace, l.oid AS on_table, l.relkind AS table_kind
     FROM unnest(CAST(:kinds AS text[]), CAST(:names AS text[]), CAST(:tables AS text[]), CAST(:digests AS text[]),
@@ -58,6 +59,8 @@ SELECT w.kind, w.name, f.oid IS NOT NULL AS is_there, f.kind AS found_kind, f.ow
             THEN 'is something else with that name'
             WHEN NOT f.works THEN CASE w.kind WHEN 'index' THEN 'is invalid' ELSE 'is disabled' END
             WHEN w.kind = 'index' AND w.columns <> ''
+                 -- The key of a partitioned table has the columns of its partitions, too.
+                 AND NOT (w.table_kind = 'p' AND w.name LIKE '%\_pkey')
                  AND NOT EXISTS (
                    SELECT FROM pg_index AS i
                     WHERE i.indexrelid = f.oid AND i.indisunique
@@ -125,7 +128,13 @@ class Difference(NamedTuple):
     @property
     def is_curable(self) -> bool:
         """Return True if running its step repairs it."""
-        return not (self.is_mailglass or self.step.kind == "table" or self.fault == SOMETHING_ELSE)
+        return not (
+            self.is_mailglass or self.step.kind == "table" or self.fault == SOMETHING_ELSE or self._is_other_key
+        )
+
+    @property
+    def _is_other_key(self) -> bool:
+        return bool(self.step.key_columns) and self.fault == OTHER_COLUMNS
 
     @property
     def message(self) -> str:
@@ -154,6 +163,11 @@ class Difference(NamedTuple):
             return f"drop or rename it, then {MIGRATE}"
         if self.step.kind == "table":
             return RESTORE if self.is_mailglass else revision.MAKE_AGAIN
+        if self._is_other_key:
+            return (
+                f"ALTER TABLE {tx.name_of(self.step.table)} DROP CONSTRAINT {self.step.name},"
+                f" ADD CONSTRAINT {self.step.name} PRIMARY KEY ({self.step.key_columns.replace(' ', ', ')})"
+            )
         drop = "" if self.fault == MISSING else f"DROP INDEX CONCURRENTLY {tx.name_of(self.step.name)}; "
         return drop + " ".join(in_schema(self.step.concurrently, tx.schema).removesuffix(";").split())
 
@@ -194,7 +208,8 @@ def compare(tx: Transaction, *, made_here: bool = False) -> Comparison:
     version = tx.revision(owned)
     steps = [step for step in script.steps() if _is_compared(step, mailglass_tables=mailglass_tables)]
     table_names = [*schema.TABLES, *schema.MAILGLASS_TABLES, schema.VERSION_TABLE]
-    columns = {**schema.TABLES, **schema.CONFLICT_INDEXES}
+    keys = {step.name: step.key_columns for step in steps if step.key_columns}
+    columns = {**schema.TABLES, **schema.CONFLICT_INDEXES, **keys}
     wanted = {(step.kind, step.name): step for step in [*steps, *(SchemaStep("table", name) for name in table_names)]}
     arrays = column_arrays(
         ("kinds", "names", "tables", "digests", "columns"),
@@ -217,6 +232,8 @@ def compare(tx: Transaction, *, made_here: bool = False) -> Comparison:
             or (step.kind == "table" and fault != SOMETHING_ELSE and version != revision.VERSION)
             # The table is missing, and `migrate` does not make it again.
             or (step.kind == "index" and not row.has_table and (is_mailglass or version == revision.VERSION))
+            # Mailglass may give its key another name.
+            or (step.key_columns and is_mailglass and fault == MISSING)
         )
         if fault and not is_ignored:
             is_on_empty = bool(row.is_empty) or not row.has_table
@@ -240,8 +257,9 @@ def compare(tx: Transaction, *, made_here: bool = False) -> Comparison:
 
 
 def _is_compared(step: SchemaStep, *, mailglass_tables: bool) -> bool:
-    """Return True if a step is compared; on Mailglass's tables, those of its indexes that ON CONFLICT needs are too."""
-    return not step.only_on or not mailglass_tables or step.name in schema.CONFLICT_INDEXES
+    """Return True if a step is compared; of Mailglass's indexes, its keys and those that ON CONFLICT needs are."""
+    is_needed = bool(step.key_columns) or step.name in schema.CONFLICT_INDEXES
+    return not step.only_on or not mailglass_tables or is_needed
 
 
 def _describe_foreign(step: SchemaStep, row: Any) -> list[str]:

@@ -44,6 +44,7 @@ MADE_HERE = "made here"
 """Steps for databases in which `migrate` made Mailglass's tables."""
 
 _MARK = re.compile(r"^-- step: (index|function|trigger) (\w+)(?: \[([^\]]+)\])?\n", re.MULTILINE)
+_COLUMNS = re.compile(r"\(([\w, ]+)\)")
 _TABLE = re.compile(r" ON \{schema\}\.(\w+)")
 
 
@@ -91,6 +92,12 @@ class SchemaStep(NamedTuple):
     def is_unique(self) -> bool:
         """Return True for a unique index."""
         return self.kind == "index" and "CREATE UNIQUE INDEX" in self.sql
+
+    @property
+    def key_columns(self) -> str:
+        """The columns of a primary key's index, as in `event_id position`; empty for other objects."""
+        is_key = self.kind == "index" and self.name.endswith("_pkey")
+        return " ".join(_COLUMNS.findall(self.sql)[0].split(", ")) if is_key else ""
 
     @property
     def fills(self) -> bool:

@@ -177,6 +177,10 @@ def test_more_orphans_than_a_batch_are_all_filled_in(unmigrated):
             "DROP INDEX mailglass_deliveries_provider_msg_id_idx",
             "index mailglass_deliveries_provider_msg_id_idx",
         ),
+        (
+            "ALTER TABLE mailglass_events DROP CONSTRAINT mailglass_events_pkey, ADD PRIMARY KEY (id, tenant_id)",
+            "ADD CONSTRAINT mailglass_events_pkey PRIMARY KEY (id)",
+        ),
     ],
 )
 def test_what_is_missing_is_named_and_nothing_is_changed(unmigrated, damage, missing):
@@ -468,6 +472,21 @@ def test_an_interrupted_fill_is_completed_by_the_next_run(unmigrated):
     assert not database.is_current()
     database.migrate()
     assert database.open_set() == {missed}
+    assert database.is_current()
+
+
+@on_2_x
+def test_a_key_of_ours_with_other_columns_is_named_with_the_statement_that_cures_it(unmigrated):
+    """`migrate` would fail to drop its index, and `--check` says to run `migrate`."""
+    database = unmigrated
+    database.migrate()
+    key = "mailglass_open_orphan_ids_pkey"
+    database.run(f"ALTER TABLE mailglass_open_orphan_ids DROP CONSTRAINT {key}, ADD PRIMARY KEY (position, event_id)")
+    [line] = runner.find_missing_objects(database.engine, database.settings)
+    assert line.startswith(f"index {key} is not unique, or has other columns, so nothing can be recorded or linked: ")
+    with pytest.raises(SchemaOutdatedError, match=f"nothing was changed.* index {key} is not unique"):
+        database.migrate()
+    database.run(line.rpartition(": ")[2])
     assert database.is_current()
 
 
