@@ -187,7 +187,9 @@ def test_django_with_anymail_ses_and_celery_beat(reader, empty_database_url, tmp
 
 
 def test_celery_with_an_app_of_its_own(reader, empty_database_url):
-    """Its worker and beat sweep, a call by name is answered, and the doctor has no finding."""
+    """Its worker and beat sweep, a call by name is answered, and the doctor has no finding; then with a queue of our
+    own, which the worker before did not consume.
+    """
     page = DOCS / "celery.md"
     *installing, calling, checking = [
         block for block in pages.section(page, "Add it to your app") if block.language != "text"
@@ -199,6 +201,13 @@ def test_celery_with_an_app_of_its_own(reader, empty_database_url):
     reader.paste(checking)
     reader.follow(pages.section(page, "The tasks"))
     reader.process.wait_for("'tenant_id': 'acme'")
+    (app,) = [block.text for block in installing if block.text.startswith("# shop.py")]
+    options, routes, working, *_ = pages.section(page, "Queues and options")
+    reader.save("shop.py", "\n".join([app, options.text, routes.text]))
+    reader.process.stop()
+    reader.follow([working, calling])
+    wait_until(lambda: tables.values(swept) == ["ok"] * 3)
+    reader.paste(checking)
 
 
 def test_the_bundled_celery_app(reader):
