@@ -117,7 +117,7 @@ def test_an_event_is_answered_with_an_error_if_the_database_fails_and_recorded_w
     requests = message.requests(*STORY)
     db.broken.add("I3")
     db.run(HIDE)
-    with pytest.raises(SchemaOutdatedError, match="lacks a table, column or function"):
+    with pytest.raises(SchemaOutdatedError, match="the database is not migrated"):
         post(requests)
     client = Client(raise_request_exception=False, headers={"authorization": "Basic dXNlcjpwYXNzd29yZA=="})
     assert [client.post(**request).status_code for request in requests] == [500]
