@@ -51,6 +51,7 @@ def post(address: str, provider: str) -> int:
         return client.post(f"{address}/{provider}", content=request.body, headers=request.headers).status_code
 
 
+@pytest.mark.nightly
 def test_strangers_leave_signed_webhooks_answered_and_the_receivers_log_quiet(db, tmp_path):
     """What a mounted application and plain uvicorn cannot limit, connections and heads among it, is nginx's."""
     (tmp_path / "nginx").mkdir()

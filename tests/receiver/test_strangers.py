@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 
 UVICORN = ("uvicorn", "mounting:shop", "--no-access-log", "--timeout-graceful-shutdown", "1")
 KINDS = {"the command": (("mailglass_reconcile", "receive"), ""), "a mounted application": (UVICORN, "/webhooks")}
-EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
+EVERY_KIND = pytest.mark.parametrize("kind", nightly_unless("the command".__eq__, KINDS))
 IN_CI = ("the command", "most_of_a_body"), ("a mounted application", "another_certificate")
 
 

@@ -174,6 +174,7 @@ def test_a_fault_is_named_at_once_and_its_remedy_fixes_it(system: System, fault:
     assert [row for row in after.values() if row["status"] == ERROR] == []
 
 
+@pytest.mark.nightly
 def test_a_thousand_foreign_events_are_not_called_unhealthy(system: System, tmp_path: Path) -> None:
     """Mail of other software never matches; a full sweep has checked all of it, and no alert fires."""
     system.reset()

@@ -77,6 +77,7 @@ def test_each_new_worker_records_its_first_notification_at_the_first_attempt(db,
         assert db.value(EVENTS) == WORKERS
 
 
+@pytest.mark.nightly
 def test_strangers_leave_the_other_pages_of_a_site_their_workers(db, tmp_path):
     """They name four certificates a second that Amazon's server does not answer: each could cost a worker two seconds.
 
