@@ -104,10 +104,6 @@ _trusted: set[tuple[str, str]] = set()
 """The databases and schemas in which this process may call functions with our names."""
 
 
-# In one message, and without parameters, so that a transaction begins in one round trip.
-_BEGIN = "BEGIN ISOLATION LEVEL {isolation}; SELECT {settings}"
-
-
 class Function(NamedTuple):
     """A function of the schema, which sets our settings itself, and its arguments, which are all texts.
 
@@ -322,12 +318,13 @@ def _settings_parameters(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def _begin_text(isolation: str, scope: Mapping[str, str]) -> str:
+    """Return one message, without parameters, so that a transaction begins in one round trip."""
     settings = ", ".join(
         f"CASE WHEN pg_catalog.current_setting('{name}', true) IS NOT NULL"
         f" THEN pg_catalog.set_config('{name}', '{value}', true) END"
         for name, value in scope.items()
     )
-    return _BEGIN.format(isolation=isolation, settings=settings)
+    return f"BEGIN ISOLATION LEVEL {isolation}; SELECT {settings}"
 
 
 @cache

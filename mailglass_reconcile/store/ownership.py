@@ -167,13 +167,9 @@ class WrongFunction(NamedTuple):
 
 def read(row: Any) -> Owned:
     """Return the result of `FIND`."""
-    return Owned(row.has_ledger, frozenset(row.tables or ()), describe(row.foreign_relations))
-
-
-def describe(objects: str | None) -> list[str]:
-    """Return a phrase for each object of a JSON array."""
-    facts = json.loads(objects or "[]")
-    return [f"{_KINDS.get(kind, kind)} {name} belongs to role {owner}" for kind, name, owner in facts]
+    foreign = json.loads(row.foreign_relations or "[]")
+    phrases = [f"{_KINDS.get(kind, kind)} {name} belongs to role {owner}" for kind, name, owner in foreign]
+    return Owned(row.has_ledger, frozenset(row.tables or ()), phrases)
 
 
 def refuse(schema: str, foreign: Sequence[str]) -> None:

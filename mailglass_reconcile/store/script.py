@@ -66,7 +66,7 @@ class SchemaStep(NamedTuple):
     @property
     def digest(self) -> str:
         """A digest of the statements, with which the object is stamped."""
-        return md5(self.sql)
+        return hashlib.md5(self.sql.encode(), usedforsecurity=False).hexdigest()
 
     @property
     def table(self) -> str:
@@ -103,11 +103,6 @@ class SchemaStep(NamedTuple):
     def fills(self) -> bool:
         """Return True if orphans may have been missed while the object was missing."""
         return self.kind == "trigger" and not self.only_on
-
-
-def md5(text: str) -> str:
-    """Return the digest of a text as Postgres's function of that name does."""
-    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
 def find_folder() -> Path:
