@@ -161,7 +161,7 @@ def event(number: int) -> WebhookEvent:
 
 @pytest.mark.parametrize(
     ("work", "size"),
-    slow_unless((recipients, 200).__eq__, [(smtp_id, 1_000), (recipients, 200), (validate_under_one_id, 200)]),
+    slow_unless((smtp_id, 1_000).__eq__, [(smtp_id, 1_000), (recipients, 200), (validate_under_one_id, 200)]),
 )
 def test_twice_the_input_costs_twice_the_cpu(work, size):
     """It was once four times as much; the limit lies between."""
