@@ -11,7 +11,6 @@ from mailglass_reconcile.store.database import Database
 ADA, BOB = "ada@example.com", "bob@example.com"
 BY_PROVIDER = "SELECT count(*) FROM mailglass_deliveries WHERE provider = 'postmark' AND provider_message_id = 'm-1'"
 """How Mailglass's ingest looks for the delivery of an event."""
-LINKED_TO = "SELECT delivery_id FROM mailglass_events WHERE idempotency_key = concat('reconciled:', :id)"
 
 
 def send_through_postmark(db, *recipients, message_id="m-1", **more):

@@ -92,10 +92,6 @@ class System:
                 arguments = ("beat", "-s", str(self.site.log.parent / "beat"), "--pidfile=", "-l", "info")
                 stack.enter_context(self.site.celery(*arguments, app="worker", until="beat: St"))
 
-    def worker_pid(self) -> int:
-        """Return the process id of the worker."""
-        return self._worker.pid
-
     def stop_worker(self) -> None:
         """Stop the worker as a supervisor does: it ends its sweep, and leaves no lock."""
         self._worker.stop()

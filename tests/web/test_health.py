@@ -13,7 +13,6 @@ from mailglass_reconcile.ops.checks.backlog import SEVERAL
 
 pytestmark = pytest.mark.version_independent
 
-ROUNDED = 60.0
 LATE_SWEEP = """
 INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, open_groups)
 VALUES (now()::timestamp - interval '3 hours', now()::timestamp - interval '3 hours', 'full', 'beat', 'ok', '[]')

@@ -20,7 +20,6 @@ from mailglass_reconcile.web.cache import CONCURRENT_READS
 from scraping import parse_samples, value
 from waiting import wait_until
 
-INLINE = re.compile(r"""\s(style|on\w+)=|<style|<script(?! src=)|(src|href|action)="(/|\w+:)""")
 CANARIES = """
 UPDATE mailglass_deliveries SET recipient = 'canary@example.com',
        metadata = '{"subject": "canary subject", "body": "canary body", "to": "canary@example.com"}'

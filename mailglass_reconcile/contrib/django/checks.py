@@ -100,10 +100,10 @@ def _to_check_message(finding: Finding) -> CheckMessage:
 
 def _settings_problems() -> Iterator[CheckMessage]:
     yield from _report_configuration_error("E001", lambda: project.connection_wrapper(project.alias()))
-    yield from _report_configuration_error("E002", project.tenant_function)
+    yield from _report_configuration_error("E002", project.load_tenant_function)
     yield from _report_configuration_error("E003", _read_settings)
     yield from _webhook_problems()
-    yield from _report_configuration_error("E004", lambda: project.function("MAILGLASS_DELIVERY"))
+    yield from _report_configuration_error("E004", lambda: project.load_function("MAILGLASS_DELIVERY"))
     if getattr(settings, "MAILGLASS_TENANT_REQUIRED", False) and getattr(settings, "MAILGLASS_TENANT", None) is None:
         yield NO_TENANT
     if not any(backend == TEST_BACKEND or _is_anymail_backend(backend) for backend in _backends()):

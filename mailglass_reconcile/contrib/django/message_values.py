@@ -31,7 +31,7 @@ def read(message: Any) -> dict[str, Any]:
     """
     values = _message_defaults(message)
     try:
-        function = project.function("MAILGLASS_DELIVERY")
+        function = project.load_function("MAILGLASS_DELIVERY")
         if function is not None:
             with project.savepoint():
                 returned = function(message)

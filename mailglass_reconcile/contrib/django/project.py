@@ -36,7 +36,7 @@ def fixed_tenant() -> str | None:
     return setting if isinstance(setting, str) and "." not in setting else None
 
 
-def function(name: str) -> Callable[[Any], Any] | None:
+def load_function(name: str) -> Callable[[Any], Any] | None:
     """Return the function that a setting is or names; None if it is not set.
 
     Raises:
@@ -44,17 +44,17 @@ def function(name: str) -> Callable[[Any], Any] | None:
     """
     setting = getattr(settings, name, None)
     try:
-        found = import_string(setting) if isinstance(setting, str) else setting
+        loaded = import_string(setting) if isinstance(setting, str) else setting
     except ImportError:
         raise ConfigurationError(f"{name}: cannot import {setting}; a string with a dot must name a function") from None
-    if found is not None and not callable(found):
+    if loaded is not None and not callable(loaded):
         raise ConfigurationError(f"{name} must be a function or a function's dotted name")
-    return found
+    return loaded
 
 
-def tenant_function() -> Callable[[Any], Any] | None:
+def load_tenant_function() -> Callable[[Any], Any] | None:
     """Return the function of `MAILGLASS_TENANT`; None if that is not set, or a text without a dot."""
-    return None if fixed_tenant() is not None else function("MAILGLASS_TENANT")
+    return None if fixed_tenant() is not None else load_function("MAILGLASS_TENANT")
 
 
 def webhook_secrets() -> Any:

@@ -156,7 +156,7 @@ def tenant_of(source: Any) -> str:
     Raises:
         ConfigurationError: The setting cannot be used, or its function fails or returns no tenant.
     """
-    function = project.tenant_function()
+    function = project.load_tenant_function()
     if function is None:
         fixed = fixed_tenant()
         tenant = runtime.get_settings().tenant if fixed is None else fixed

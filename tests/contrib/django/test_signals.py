@@ -178,7 +178,7 @@ def test_a_text_is_also_the_tenant_of_calls_without_one(db):
 def test_a_text_with_a_dot_must_name_a_function():
     """A misspelled name must not become a tenant."""
     with override_settings(MAILGLASS_TENANT="acme.example"), pytest.raises(ConfigurationError, match="cannot import"):
-        project.tenant_function()
+        project.load_tenant_function()
 
 
 def test_what_was_attached_is_published_after_the_commit_and_not_after_a_rollback(db, post):
