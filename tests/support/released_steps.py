@@ -1,5 +1,6 @@
 """The digests of each release's revisions and repeatable steps, in `released_steps.json`; `make freeze` runs this."""
 
+import hashlib
 import json
 import re
 import sys
@@ -53,11 +54,15 @@ def digests_of(steps: Iterable[SchemaStep], revisions: Mapping[str, str]) -> dic
     """
     return {
         **{
-            f"{step.kind} {step.name}": script.md5(step.sql.replace(script.OUR_SETTINGS, "{our_settings}"))
+            f"{step.kind} {step.name}": _digest(step.sql.replace(script.OUR_SETTINGS, "{our_settings}"))
             for step in steps
         },
-        **{f"revision {id_}": script.md5(text) for id_, text in revisions.items()},
+        **{f"revision {id_}": _digest(text) for id_, text in revisions.items()},
     }
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def add_release() -> None:
