@@ -3,7 +3,7 @@
 from mailglass_reconcile.store import script
 from mailglass_reconcile.store.migration.operations import execute, is_new_ledger
 
-revision = "0001n"
+revision = "0001o"
 down_revision = None
 
 # As Mailglass's own migrations make them, but for the space in each page of deliveries: an event's update stays there,
