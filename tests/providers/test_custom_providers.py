@@ -172,10 +172,16 @@ settings.configure(
 django.setup()
 from django.test import Client
 """
+SESSION = """
+from mailglass_reconcile.receiver.receiving import receive
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+SESSION = Session(create_engine("postgresql+psycopg://nobody@nowhere/none"))
+"""
 FIRST_IMPORTS = {
     "parse": "from mailglass_reconcile.webhooks import parse; print(parse('carrier', BODY)[0].type)",
     "verify": "from mailglass_reconcile.webhooks import verify; print(verify('carrier', BODY, HEADERS, secret='coo'))",
-    "receive": "from mailglass_reconcile.receiver.receiving import receive; receive(None, 'carrier', BODY, {})",
+    "receive": f"{SESSION}receive(SESSION, 'carrier', BODY, {{}})",
     "webhook_app": "from mailglass_reconcile.receiver.app import webhook_app; print(webhook_app())",
     "Django's view": f"{DJANGO}print(Client().post('/carrier', BODY, 'text/plain').status_code)",
     "GET to Django's view": f"{DJANGO}print(Client().get('/carrier').status_code)",
