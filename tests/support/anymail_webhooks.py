@@ -133,7 +133,7 @@ ALL = (
     MAILERSEND := AnymailProvider("MailerSend"),
     AnymailProvider("Mailtrap"),
     POSTAL := AnymailProvider("Postal"),
-    UNISENDER_GO := AnymailProvider("Unisender Go"),
+    AnymailProvider("Unisender Go"),
 )
 MESSAGE_IDS = {
     "Mailgun": "<20260301120000.1.DF59@example.com>",
