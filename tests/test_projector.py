@@ -13,7 +13,7 @@ import factories
 import oracle
 from mailglass_reconcile.rules import event_types
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database, engines
+from mailglass_reconcile.store import database
 from mailglass_reconcile.store.ledger import ClaimedEvent
 from projecting import apply_projection
 
@@ -40,13 +40,10 @@ def rolled_back(connection: sa.Connection) -> Iterator[database.Transaction]:
 
 
 @pytest.fixture(scope="module")
-def connection(make_database, drop_database, template):
+def connection(mailglass_databases, template, redis_url):
     """A connection to a migrated database on which nothing is ever committed."""
-    name = f"mgtest_{factories.new_id()}"
-    engine = engines.create_engine(Settings(database_url=make_database(name, template)))
-    with engine.connect() as connection:
+    with mailglass_databases.copy(template, redis_url) as copy, copy.engine.connect() as connection:
         yield connection
-    drop_database(name)
 
 
 def project(connection: sa.Connection, *batches: list[tuple[str, object, datetime]], **columns: object) -> sa.Row:

@@ -11,8 +11,7 @@ from mailglass_reconcile import Sent, record_send
 from mailglass_reconcile.ops import deliveries, orphans, search
 from mailglass_reconcile.rules.addresses import make_index_key
 from mailglass_reconcile.rules.addresses import normalize_address as compared
-from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import engines, listing, personal_data
+from mailglass_reconcile.store import listing, personal_data
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.listing import ListFilter
 from mailglass_reconcile.sweep import reconciler
@@ -205,21 +204,18 @@ ORPHANS = 20_000
 
 
 @pytest.fixture(scope="module", params=["fresh", "of an empty table"])
-def wide(request, make_database, drop_database, template) -> Iterator[Database]:
+def wide(request, mailglass_databases, template, redis_url) -> Iterator[Database]:
     """Insert one address with 100,000 deliveries in 40 of 50 tenants, among 25,000 other deliveries."""
-    name = f"mgtest_{factories.new_id()}"
-    settings = Settings(database_url=make_database(name, template))
-    engine = engines.create_engine(settings)
-    with engine.begin() as connection:
-        connection.exec_driver_sql("ALTER TABLE mailglass_deliveries SET (autovacuum_enabled = false)")
-        for table in ("events", "open_orphans", "open_orphan_ids"):
-            connection.exec_driver_sql(f"ALTER TABLE mailglass_{table} SET (autovacuum_enabled = false)")
-        connection.exec_driver_sql("ANALYZE")
-        connection.exec_driver_sql(LOAD)
-        if request.param == "fresh":
+    with mailglass_databases.copy(template, redis_url) as copy:
+        with copy.engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE mailglass_deliveries SET (autovacuum_enabled = false)")
+            for table in ("events", "open_orphans", "open_orphan_ids"):
+                connection.exec_driver_sql(f"ALTER TABLE mailglass_{table} SET (autovacuum_enabled = false)")
             connection.exec_driver_sql("ANALYZE")
-    yield Database(engine, settings)
-    drop_database(name)
+            connection.exec_driver_sql(LOAD)
+            if request.param == "fresh":
+                connection.exec_driver_sql("ANALYZE")
+        yield Database(copy.engine, copy.settings)
 
 
 @pytest.mark.slow

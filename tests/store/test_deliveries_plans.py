@@ -9,8 +9,7 @@ import factories
 from mailglass_reconcile import Sent, WebhookEvent, reconcile, record_send, record_webhook
 from mailglass_reconcile.ops import checks, prune_preview, search, unknown_tenants
 from mailglass_reconcile.ops.checks import CheckContext
-from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import engines, personal_data, reports, retention
+from mailglass_reconcile.store import personal_data, reports, retention
 from mailglass_reconcile.store.database import NIL, Database, Transaction
 from mailglass_reconcile.store.personal_data import PersonFilter
 from meter import plan_of
@@ -95,18 +94,14 @@ SELECT CAST(lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7
 
 
 @pytest.fixture(scope="module")
-def tx(make_database, drop_database, template) -> Iterator[Transaction]:
+def tx(mailglass_databases, template, redis_url) -> Iterator[Transaction]:
     """A transaction of the prune on a database with 200 tenants, of which one has most deliveries."""
-    name = f"mgtest_{factories.new_id()}"
-    settings = Settings(database_url=make_database(name, template))
-    engine = engines.create_engine(settings)
-    with engine.begin() as connection:
-        connection.execution_options(no_parameters=True).exec_driver_sql(LOAD)
-        connection.exec_driver_sql("ANALYZE")
-    with Database(engine, settings).connect() as connected, connected.writing() as tx:
-        yield tx
-    engine.dispose()
-    drop_database(name)
+    with mailglass_databases.copy(template, redis_url) as copy:
+        with copy.engine.begin() as connection:
+            connection.execution_options(no_parameters=True).exec_driver_sql(LOAD)
+            connection.exec_driver_sql("ANALYZE")
+        with Database(copy.engine, copy.settings).connect() as connected, connected.writing() as tx:
+            yield tx
 
 
 def load_deliveries_to(tx: Transaction) -> None:

@@ -123,29 +123,28 @@ def loaded(make_database, drop_database, template) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module", params=STATISTICS)
-def large_database(request, make_database, drop_database, loaded) -> Iterator[tuple[sa.Engine, Settings]]:
+def large_database(request, mailglass_databases, loaded, redis_url) -> Iterator[tuple[sa.Engine, Settings]]:
     """A database of 20,000 open orphans, and of one message id with 8,000 deliveries."""
-    name = f"mgtest_{factories.new_id()}"
-    settings = Settings(database_url=make_database(name, loaded))
-    engine = engines.create_engine(settings)
-    with engine.begin() as connection:
-        if request.param == "from before the campaign":
-            connection.exec_driver_sql("ANALYZE")
-        if request.param == "from a quiet time":  # when all had keys, and no job was waiting
-            connection.exec_driver_sql(
-                "UPDATE mailglass_open_orphans SET rank = %s, state = 'unmatched' WHERE rank IS NULL", (RANK,)
-            )
-            connection.exec_driver_sql("UPDATE mailglass_handler_outbox SET state = 'done' WHERE state = 'waiting'")
-            connection.exec_driver_sql("ANALYZE")
-            connection.exec_driver_sql("UPDATE mailglass_open_orphans SET rank = NULL, state = NULL WHERE ids IS NULL")
-            connection.exec_driver_sql(
-                "UPDATE mailglass_handler_outbox SET state = 'waiting' WHERE finished_at IS NULL"
-            )
-        connection.exec_driver_sql(CAMPAIGN)
-        if request.param == "fresh":
-            connection.exec_driver_sql("ANALYZE")
-    yield engine, settings
-    drop_database(name)
+    with mailglass_databases.copy(loaded, redis_url) as copy:
+        with copy.engine.begin() as connection:
+            if request.param == "from before the campaign":
+                connection.exec_driver_sql("ANALYZE")
+            if request.param == "from a quiet time":  # when all had keys, and no job was waiting
+                connection.exec_driver_sql(
+                    "UPDATE mailglass_open_orphans SET rank = %s, state = 'unmatched' WHERE rank IS NULL", (RANK,)
+                )
+                connection.exec_driver_sql("UPDATE mailglass_handler_outbox SET state = 'done' WHERE state = 'waiting'")
+                connection.exec_driver_sql("ANALYZE")
+                connection.exec_driver_sql(
+                    "UPDATE mailglass_open_orphans SET rank = NULL, state = NULL WHERE ids IS NULL"
+                )
+                connection.exec_driver_sql(
+                    "UPDATE mailglass_handler_outbox SET state = 'waiting' WHERE finished_at IS NULL"
+                )
+            connection.exec_driver_sql(CAMPAIGN)
+            if request.param == "fresh":
+                connection.exec_driver_sql("ANALYZE")
+        yield copy.engine, copy.settings
 
 
 @pytest.fixture(scope="module")
@@ -768,18 +767,15 @@ LISTS_AT_ONCE = {
 
 
 @pytest.fixture(scope="module")
-def orphans_at_once(make_database, drop_database, template) -> Iterator[Database]:
+def orphans_at_once(mailglass_databases, template, redis_url) -> Iterator[Database]:
     """A database of 200,000 open orphans that arrived at the same moment."""
-    name = f"mgtest_{factories.new_id()}"
-    settings = Settings(database_url=make_database(name, template))
-    engine = engines.create_engine(settings)
-    with engine.begin() as connection:
-        for table in ("mailglass_open_orphans", "mailglass_open_orphan_ids"):
-            connection.exec_driver_sql(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
-        connection.exec_driver_sql(LOAD_AT_ONCE, execution_options={"no_parameters": True})
-        connection.exec_driver_sql("ANALYZE")
-    yield Database(engine, settings)
-    drop_database(name)
+    with mailglass_databases.copy(template, redis_url) as copy:
+        with copy.engine.begin() as connection:
+            for table in ("mailglass_open_orphans", "mailglass_open_orphan_ids"):
+                connection.exec_driver_sql(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
+            connection.exec_driver_sql(LOAD_AT_ONCE, execution_options={"no_parameters": True})
+            connection.exec_driver_sql("ANALYZE")
+        yield Database(copy.engine, copy.settings)
 
 
 @pytest.mark.slow

@@ -11,8 +11,6 @@ import meter
 from factories import delivery_row, insert, orphan_row, postmark, reconciled_row
 from mailglass_reconcile import reconcile, reconcile_recent
 from mailglass_reconcile.rules import provider_rules
-from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep.result import SweepResult
 
 pytestmark = pytest.mark.long
@@ -160,20 +158,17 @@ SELECT md5('event' || n)::uuid, 1, 'never-' || n FROM generate_series(1, {rows})
 
 
 @pytest.fixture(params=[20_000, pytest.param(200_000, marks=pytest.mark.slow)])
-def crowded(request, make_database, drop_database, template) -> Iterator[sa.Engine]:
+def crowded(request, mailglass_databases, template, redis_url) -> Iterator[sa.Engine]:
     """A database of old orphans that never match, whose statistics are those of empty tables."""
-    name = f"mgtest_{factories.new_id()}"
-    settings = Settings(database_url=make_database(name, template))
-    engine = engines.create_engine(settings)
-    with engine.begin() as connection:
-        for table in ("mailglass_open_orphans", "mailglass_open_orphan_ids"):
-            connection.exec_driver_sql(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
-            connection.exec_driver_sql(f"ANALYZE {table}")
-        connection.exec_driver_sql(CROWD.format(rows=request.param, rank=provider_rules.rank_of("postmark")))
-    mailglass_reconcile.configure(engine=engine, settings=settings)
-    yield engine
-    mailglass_reconcile.configure()
-    drop_database(name)
+    with mailglass_databases.copy(template, redis_url) as copy:
+        with copy.engine.begin() as connection:
+            for table in ("mailglass_open_orphans", "mailglass_open_orphan_ids"):
+                connection.exec_driver_sql(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
+                connection.exec_driver_sql(f"ANALYZE {table}")
+            connection.exec_driver_sql(CROWD.format(rows=request.param, rank=provider_rules.rank_of("postmark")))
+        mailglass_reconcile.configure(engine=copy.engine, settings=copy.settings)
+        yield copy.engine
+        mailglass_reconcile.configure()
 
 
 def cost(engine: sa.Engine, sweep: Callable[[], SweepResult] = reconcile_recent) -> tuple[SweepResult, int, int]:
