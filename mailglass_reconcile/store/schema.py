@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mailglass_reconcile.errors import docs_url
 from mailglass_reconcile.store import revision, script
 from mailglass_reconcile.store.database import Transaction
 
@@ -51,7 +52,7 @@ SELECT max(version_num) FROM {schema}.mailglass_reconcile_version WHERE to_regcl
 
 WITHOUT_LEDGER = (
     "the schema has our tables but no mailglass_events: Mailglass was rolled back, or its tables have moved to another"
-    " schema. docs/with-mailglass.md says what to do"
+    f" schema, see {docs_url('with-mailglass.md')}"
 )
 
 OUR_OBJECTS = frozenset({*TABLES, *INDEXES, VERSION_TABLE})
