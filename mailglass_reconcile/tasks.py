@@ -304,13 +304,17 @@ def _stop_on_soft_limit(sweep: Sweep) -> Iterator[None]:
 
 
 class _IdleDispatches(logging.Filter):
-    """Drops Celery's INFO lines about `dispatch`, three every ten seconds, while this process has no handler."""
+    """Drops Celery's INFO lines about `dispatch`, three every ten seconds, while this process has no handler.
+
+    A failure is logged, which is at INFO if the task expects it, such as wrong arguments.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return True if the record is logged."""
         arguments = record.args.values() if isinstance(record.args, Mapping) else record.args or ()
-        is_idle = record.levelno == logging.INFO and DISPATCH_TASK in arguments and not handlers.types_with_handlers()
-        return not is_idle
+        is_failure = isinstance(record.args, Mapping) and "exc" in record.args
+        is_dispatch = record.levelno == logging.INFO and DISPATCH_TASK in arguments
+        return is_failure or not is_dispatch or bool(handlers.types_with_handlers())
 
 
 _idle_dispatches = _IdleDispatches()
