@@ -102,8 +102,8 @@ def test_the_documented_user_of_a_broker_may_do_all_that_worker_beat_and_doctor_
         admin.acl_log_reset()
         pubsub = site.redis.pubsub()
         pubsub.subscribe(events_channel(factories.TENANT))
-        beat = ("--pidfile", "", "--scheduler", "celery.beat.Scheduler", "-l", "info")
-        with site.worker(), site.celery("beat", *beat, until="Sending due task"):
+        beat = ("--pidfile", "", "--scheduler", "celery.beat.Scheduler", "-l", "debug")
+        with site.worker(), site.celery("beat", *beat, until="sent. id->"):
             site.add(1)
             assert "status" in site.result(site.call())  # beat's sweep may link it, or hold the lock
             wait_until(lambda: (pubsub.get_message(timeout=1) or {}).get("type") == "message")
