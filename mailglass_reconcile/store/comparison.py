@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from mailglass_reconcile.store import deliveries, revision, schema, script
 from mailglass_reconcile.store.database import Transaction, column_arrays, in_schema
 from mailglass_reconcile.store.ownership import WrongFunction
+from mailglass_reconcile.store.revision import Problem
 from mailglass_reconcile.store.script import SchemaStep
 
 MIGRATE = "run `mailglass-reconcile migrate`"
@@ -199,6 +200,17 @@ class Comparison(NamedTuple):
     def curable(self) -> list[Difference]:
         """The differences that `migrate` repairs."""
         return [difference for difference in self.differences if difference.is_curable]
+
+    @property
+    def lost_revision(self) -> Problem | None:
+        """Tables of ours without a revision: nobody knows which one they are of. None if there is one, or no table."""
+        if not self.tables or self.version is not None:
+            return None
+        return Problem(
+            f"{', '.join(self.tables)} exist, but the database has no revision",
+            f"restore {schema.VERSION_TABLE} from a backup, or run `mailglass-reconcile migrate --remove`, then"
+            " `mailglass-reconcile migrate`",
+        )
 
 
 def compare(tx: Transaction, *, made_here: bool = False) -> Comparison:

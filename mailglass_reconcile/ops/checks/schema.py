@@ -32,7 +32,7 @@ def _describe_missing(missing_privileges: list[MissingPrivileges]) -> Iterator[F
             yield error(
                 f"row-level security of {', '.join(missing.hidden_tables)} would hide rows from role"
                 f" {missing.role.name}, so Postgres refuses its statements",
-                f"ALTER ROLE {missing.role.grantee} BYPASSRLS",
+                f"ALTER ROLE {missing.role.name} BYPASSRLS",  # which its members do not inherit
             )
 
 
@@ -96,7 +96,7 @@ def revision(context: CheckContext) -> Iterator[Finding]:
         )
     elif tx.schema not in ledgers and other_names:
         yield error(f"schema {tx.schema} has no mailglass_events, but schema {', '.join(other_names)} has", elsewhere)
-    elif problem := find_mismatch(version):
+    elif problem := context.comparison.lost_revision or find_mismatch(version):
         yield (warning if is_newer(version) else error)(*problem)
     else:
         findings = _differences(context, "schema")

@@ -115,9 +115,5 @@ def refuse_partitioned(comparison: Comparison) -> None:
 
 def refuse_without_revision(comparison: Comparison) -> None:
     """Raise an error if our tables exist although the database has no revision, so nobody knows which they are of."""
-    if comparison.tables and comparison.version is None:
-        raise SchemaOutdatedError(
-            f"nothing was changed: {', '.join(comparison.tables)} exist, but the database has no revision: restore"
-            f" {schema.VERSION_TABLE} from a backup, or run `mailglass-reconcile migrate --remove`, then"
-            " `mailglass-reconcile migrate`"
-        )
+    if problem := comparison.lost_revision:
+        raise SchemaOutdatedError(f"nothing was changed: {problem}")

@@ -195,6 +195,17 @@ def test_a_thousand_events_of_other_software_are_no_fault(db: Database) -> None:
         mailglass_reconcile.reconcile()
 
 
+def test_a_lost_revision_is_restored_or_our_tables_are_made_again(db: Database) -> None:
+    """`migrate` refuses, so it is not the remedy."""
+    db.run("DELETE FROM mailglass_reconcile_version")
+    finding = worst_finding("schema")
+    assert (finding.status, "the database has no revision" in finding.message) == (ERROR, True)
+    assert finding.remedy.startswith(
+        "restore mailglass_reconcile_version from a backup, or run `mailglass-reconcile migrate"
+    )
+    db.run("INSERT INTO mailglass_reconcile_version VALUES (:version)", version=schema.VERSION)
+
+
 def test_a_schema_that_is_outdated_newer_or_missing(db: Database) -> None:
     """This version works on a newer one of its major; the last finding names the setting."""
     db.run("UPDATE mailglass_reconcile_version SET version_num = :version", version=revisions.UNRELEASED)
