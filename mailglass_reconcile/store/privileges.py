@@ -256,5 +256,5 @@ def require_privileges(connected: OpenConnection, error: DBAPIError) -> None:
             raise DatabaseRefusedError(f"role {current.name} lacks a privilege (SQLSTATE 42501): run {lack.grants}")
         raise DatabaseRefusedError(
             f"row level security of {', '.join(lack.hidden_tables)} hides rows from role {current.name}"
-            f" (SQLSTATE 42501): run ALTER ROLE {current.grantee} BYPASSRLS"
+            f" (SQLSTATE 42501): run ALTER ROLE {current.name} BYPASSRLS"
         )
