@@ -134,7 +134,7 @@ def _upgrade(context: Any, request: Request) -> None:
 
 def _require_usable(tx: Transaction, version: str | None, comparison: Comparison) -> bool:
     """Raise an error if the schema cannot be migrated from *version*; return True if Mailglass's tables exist."""
-    has_ledger = preflight.require_usable_schema(tx, version)
+    has_ledger = preflight.require_usable_schema(tx)
     if version not in (None, *revision.REVISIONS):  # it may be planted
         preflight.refuse_foreign(tx, comparison)
     _refuse_unknown(version)

@@ -33,10 +33,10 @@ def describe_location(tx: Transaction) -> str:
     return "database {}, schema {}".format(*(json.dumps(name, ensure_ascii=False) for name in names))
 
 
-def require_usable_schema(tx: Transaction, version: str | None) -> bool:
+def require_usable_schema(tx: Transaction) -> bool:
     """Raise an error if no tables can be made in the database or the schema; return True if Mailglass's tables exist.
 
-    They are made only once: on a database at a *version*, a missing table was dropped.
+    They are made at once, so one that is missing beside others was dropped.
     """
     encoding = tx.execute(_ENCODING).scalar_one()
     if encoding != "UTF8":
@@ -57,7 +57,7 @@ def require_usable_schema(tx: Transaction, version: str | None) -> bool:
     if "mailglass_events" not in tables:
         _require_no_other_ledger(tx, schemas)
     missing = sorted(schema.MAILGLASS_TABLES - tables)
-    if tables and missing and (version or schema.is_made_by_mailglass(tx)):
+    if tables and missing:
         raise SchemaOutdatedError(
             f"nothing was changed: schema {tx.schema} lacks table {', '.join(missing)}. Run Mailglass's own migrations"
             " first; without Mailglass, restore it from a backup"

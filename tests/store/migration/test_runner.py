@@ -195,6 +195,18 @@ def test_what_is_missing_is_named_and_nothing_is_changed(unmigrated, damage, mis
     assert database.objects() == before
 
 
+def test_a_table_that_is_missing_beside_others_is_not_made_again(empty_database_url):
+    """Without our tables, too: after `migrate --remove` nobody knows what it held."""
+    database = installation(empty_database_url)
+    database.migrate()
+    database.run("DROP TABLE mailglass_deliveries CASCADE")
+    database.remove()
+    before = database.objects()
+    with pytest.raises(SchemaOutdatedError, match="lacks table mailglass_deliveries"):
+        database.migrate()
+    assert database.objects() == before
+
+
 def test_a_plan_prints_the_steps_and_their_sql_and_changes_nothing(unmigrated, shape):
     """The catalog is unchanged."""
     database = unmigrated
