@@ -20,15 +20,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ("python3.11", "python3.12", "python3.13", "python3.14")
 EXTRAS = "[demo,django,testing,web,webhooks]"
-CHECK_REVISION = """
-import released_steps
-from mailglass_reconcile.store import revision, script
-releases = released_steps.load_releases()
-if revision.VERSION not in releases:
-    raise SystemExit(f"revision {revision.VERSION} has no digests: run `make freeze`")
-changes = list(released_steps.find_changes(releases, revision.VERSION, script.steps(), released_steps.load_revisions()))
-raise SystemExit("; ".join(changes) or 0)
-"""
 
 
 def main() -> None:
@@ -74,9 +65,8 @@ def find_problems(root: Path, version: str) -> Iterator[str]:
         yield f"{', '.join(unreleased)} is not frozen: run `make freeze VERSION={version}`"
         return
     environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests' / 'support'}"}
-    checked = subprocess.run(
-        [sys.executable, "-c", CHECK_REVISION], cwd=root, env=environment, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "tests/support/released_steps.py", "--check"]
+    checked = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     if checked.returncode:
         yield checked.stderr.strip().splitlines()[-1]
 

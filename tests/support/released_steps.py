@@ -1,4 +1,7 @@
-"""The digests of each release's revisions and repeatable steps, in `released_steps.json`; `make freeze` runs this."""
+"""The digests of each release's revisions and repeatable steps, in `released_steps.json`.
+
+`make freeze` runs this as a program, and `make release` runs it with `--check`.
+"""
 
 import hashlib
 import json
@@ -74,5 +77,14 @@ def add_release() -> None:
     PATH.write_text(json.dumps(releases, indent=1, sort_keys=True) + "\n")
 
 
+def check_release() -> None:
+    """End with exit code 1 and a line if the newest revision has no digests, or if a released text has changed."""
+    releases = load_releases()
+    if revision.VERSION not in releases:
+        sys.exit(f"revision {revision.VERSION} has no digests: run `make freeze`")
+    if changes := list(find_changes(releases, revision.VERSION, script.steps(), load_revisions())):
+        sys.exit("; ".join(changes))
+
+
 if __name__ == "__main__":
-    add_release()
+    check_release() if sys.argv[1:] == ["--check"] else add_release()
