@@ -15,8 +15,8 @@ from mailglass_reconcile.rules.thresholds import HANDLERS_LATE_SECONDS
 from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.handled_types import load_registered
 
-UNSEEN_SECONDS = 3_600
-"""Seconds after which a handler that no dispatcher has registered again has none."""
+DISPATCHERLESS_SECONDS = 3_600
+"""Seconds without a registration after which a handler counts as one without a dispatcher."""
 
 
 @check("handlers", fast=True)
@@ -57,7 +57,7 @@ def handlers(context: CheckContext) -> Iterator[Finding]:
 @check("handled_types", fast=True)
 def handled_types(context: CheckContext) -> Iterator[Finding]:
     """Each registered handler has a dispatcher."""
-    unseen = [row for row in load_registered(context.tx) if row.seen_seconds > UNSEEN_SECONDS]
+    unseen = [row for row in load_registered(context.tx) if row.seen_seconds > DISPATCHERLESS_SECONDS]
     for handler, grouped in groupby(unseen, attrgetter("handler")):
         rows = list(grouped)
         types = ", ".join(row.type for row in rows)
