@@ -59,10 +59,10 @@ UPDATE mailglass_deliveries
 
 
 def send(session: Session, tenant: str, message_ids: Sequence[str], recipients: Sequence[str], at: dt.datetime) -> None:
-    """Insert a delivery and its event for each recipient, and look for events that came earlier: here there are none.
+    """Insert a delivery and a `dispatched` event for each recipient, and look for early events of the message ids.
 
     Raises:
-        NotImplementedError: There are early events; the benchmark measures sends without.
+        NotImplementedError: There are some; the benchmark measures sends whose webhook comes later.
     """
     _lock(session, message_ids)
     ids = insert_send(session, tenant, message_ids, recipients, at)
@@ -78,7 +78,7 @@ def send(session: Session, tenant: str, message_ids: Sequence[str], recipients: 
 def insert_send(
     session: Session, tenant: str, message_ids: Sequence[str], recipients: Sequence[str], at: dt.datetime
 ) -> list[uuid.UUID]:
-    """Insert a delivery for each recipient, and return the ids."""
+    """Insert a delivery for each recipient, and return the ids of the deliveries."""
     rows = [
         {"id": uuid.uuid4(), "tenant": tenant, "recipient": recipient, "message_id": message_id, "at": _utc(at)}
         for message_id, recipient in zip(message_ids, recipients, strict=True)
