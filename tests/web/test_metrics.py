@@ -3,9 +3,11 @@
 import asyncio
 import math
 import socket
+import threading
 import time
 
 import pytest
+import sqlalchemy as sa
 
 import mailglass_reconcile
 import meter
@@ -19,6 +21,7 @@ from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.web import create_app, metrics
 from mailglass_reconcile.web.app import application
 from scraping import delivery_of, parse_samples, scrape, value
+from waiting import PATIENCE
 
 
 def test_a_sweep_is_seen_in_the_next_scrape(db):
@@ -159,25 +162,27 @@ def test_a_database_that_does_not_answer_is_down_within_two_seconds():
 
 
 @pytest.mark.slow
-def test_the_scrape_after_a_late_one_waits_for_the_same_read(db, monkeypatch):
+def test_the_scrape_after_a_late_one_waits_for_the_same_read(db):
     """Scrapes of a database that hangs take one connection, however many there are."""
     with meter.statements(db.engine) as once:
         scrape(db)
     visitor = Visitor(app(db))
-    with db.engine.connect() as locker, meter.statements(db.engine) as sent:
-        locker.exec_driver_sql("LOCK TABLE mailglass_reconcile_runs")
+    database_answers = threading.Event()
 
-        async def ask():
-            # Long before the read's own statement timeout, which is as long as a scrape's.
-            monkeypatch.setattr("mailglass_reconcile.web.metrics.SECONDS", 0.2)
-            late = await visitor.get_in_loop("/metrics")
-            monkeypatch.undo()
-            locker.rollback()
-            return late, await visitor.get_in_loop("/metrics")
+    def hang(*_arguments):
+        database_answers.wait(PATIENCE)
 
+    async def ask():
+        late = await visitor.get_in_loop("/metrics")
+        database_answers.set()
+        return late, await visitor.get_in_loop("/metrics")
+
+    sa.event.listen(db.engine, "before_cursor_execute", hang)
+    with meter.statements(db.engine) as sent:
         answers = asyncio.run(ask())
+    sa.event.remove(db.engine, "before_cursor_execute", hang)
     assert [value(parse_samples(answer.content), "up") for answer in answers] == [0, 1]
-    assert len(sent) == len(once) + len(["LOCK TABLE"])
+    assert len(sent) == len(once)
 
 
 def cost_of_a_scrape(db):
