@@ -200,7 +200,6 @@ def _plant_own(db: Database, planted: Planted, *, with_default: bool) -> None:
         assert overloads.plant_own(db.engine, planter) > 500
 
 
-@pytest.mark.guard
 @pytest.mark.parametrize(
     "role", nightly_unless("superuser".__eq__, ["superuser", "mailglass_sweeper", "mailglass_dispatcher"])
 )

@@ -222,6 +222,7 @@ def test_a_small_tenant_whose_webhooks_never_came_is_seen_beside_a_large_one(db)
     expect_small_tenant(db)
 
 
+@pytest.mark.slow
 def test_on_mailglass_s_tables_a_small_tenant_is_seen_beside_a_large_one(mailglass_db):
     """Mailglass's index on the tenant and the last event serves."""
     expect_small_tenant(mailglass_db)
