@@ -42,7 +42,7 @@ ELSEWHERE = {
     ("own-provider.md", "python"): "test_own_provider.py",
     ("testing.md", "python"): "testing/test_plugin.py",
     ("upgrading.md", "sql"): "store/migration/test_removal.py",
-    ("with-mailglass.md", "sql"): "ops/checks/test_mailglass.py",
+    ("with-mailglass.md", "sql"): "mailglass_compat/test_moving.py",
     ("with-mailglass.md", "console"): "test_stories.py",
     ("with-mailglass.md", "cron"): "test_stories.py",
     ("moving-here.md", "sql"): "by the snippets of the page, below",

@@ -3,15 +3,11 @@
 import time
 
 import pytest
-from sqlalchemy.engine import make_url
 
 import mailglass_reconcile
-import pages
 from diagnosing import heal, sweeper, worst_finding
 from mailglass_reconcile.ops.checks import OK, WARNING
 from mailglass_reconcile.store import engines, runs
-
-PAGE = pages.ROOT / "docs" / "with-mailglass.md"
 
 
 def test_a_sweeper_that_cannot_read_recipients_is_a_warning(mailglass_db, admin):
@@ -22,21 +18,6 @@ def test_a_sweeper_that_cannot_read_recipients_is_a_warning(mailglass_db, admin)
         finding = worst_finding("recipients")
         assert (finding.status, "cannot be undone" in finding.message) == (WARNING, True)
         heal(mailglass_db, finding.remedy)
-        assert worst_finding("recipients").status == OK
-
-
-def test_the_page_grants_what_a_sweeper_lacks(mailglass_db, admin):
-    """The page's GRANT is run as it is, but for the schema and the role."""
-    section = pages.section(PAGE, "Recipients")
-    [grant] = [block.text for block in section if block.language == "sql"]
-    with sweeper(mailglass_db, admin) as settings:
-        role = make_url(settings.database_url.get_secret_value()).username
-        mailglass_db.run(
-            grant.replace("mailglass.mailglass_", f"{settings.database_schema}.mailglass_").replace(
-                "mailglass_sweeper", role
-            )
-        )
-        mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
         assert worst_finding("recipients").status == OK
 
 
