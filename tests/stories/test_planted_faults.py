@@ -125,8 +125,8 @@ FAULTS = [
         "the version lost",
         lambda system: system.admin.run("DELETE FROM mailglass_reconcile_version"),
         "schema",
-        "this version needs",
-        "this version needs",
+        "the database has no revision",
+        "the database has no revision",
         lambda system, remedy: system.admin.run(RESTORE_VERSION),
     ),
     Fault(
