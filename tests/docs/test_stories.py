@@ -52,7 +52,7 @@ def test_the_readme_in_a_clone_without_a_database(machine):
     commands = [command.split("  #")[0].rstrip() for command in pages.commands(*pages.section(pages.README, "Try it"))]
     assert commands[2:] == ["make demo", "make test"]  # tests/demo/test_make.py runs both
     keeping, script, running = pages.section(pages.README, "The two calls")
-    celery_app, working = pages.section(pages.README, "Celery")
+    celery_app, working, calling = pages.section(pages.README, "Celery")
     (operating,) = pages.section(pages.README, "Operate it")
     with Reader(machine, "postgresql://none/none", "redis://none", machine.clone) as reader:
         reader.environment.clear()
@@ -60,7 +60,7 @@ def test_the_readme_in_a_clone_without_a_database(machine):
         reader.paste(keeping)
         reader.save("first.py", script.text)
         reader.paste(running)
-        reader.follow([celery_app, working])
+        reader.follow([celery_app, working, calling])
         reader.process.wait_for("mailglass_reconcile.tasks.reconcile")
         reader.process.wait_for("succeeded")
         for command in pages.commands(operating)[:2]:
