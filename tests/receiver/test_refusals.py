@@ -2,13 +2,11 @@
 
 import pytest
 
-import senders
 from mailglass_reconcile import ConfigurationError, DatabaseUnavailableError, InvalidEventError
 from mailglass_reconcile.providers.certificates import UnavailableError
 from mailglass_reconcile.receiver import admission
 from mailglass_reconcile.rules import log_throttle
-from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, UnknownProviderError, receive, refusal
-from receivers import first, setting
+from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, UnknownProviderError, refusal
 
 pytestmark = pytest.mark.version_independent
 
@@ -66,21 +64,3 @@ def test_each_cause_is_logged_once_a_minute(caplog, monkeypatch):
         " address",
         "a webhook of postmark was not recorded: ValueError",
     ]
-
-
-@pytest.mark.parametrize(
-    ("provider", "secrets"),
-    [("pigeon", f"postmark={senders.AUTH}"), ("postmark", f"mailgun={senders.KEY}")],
-    ids=["an unknown provider", "a provider without a secret"],
-)
-def test_receive_tells_a_provider_that_is_not_received_from_a_setting_that_cannot_be_used(db, provider, secrets):
-    """A provider gives up after 404; a setting with a mistake must not make it."""
-    request = first("postmark")
-    with db.engine.begin() as connection:
-        setting(db, secrets)
-        with pytest.raises(UnknownProviderError) as unknown:
-            receive(connection, provider, request.body, request.headers)
-        setting(db, f"{secrets},pidgeon=x")
-        with pytest.raises(ConfigurationError, match="MAILGLASS_WEBHOOK_SECRETS: webhooks of this") as mistaken:
-            receive(connection, "postmark", request.body, request.headers)
-    assert [refusal("postmark", info.value).status for info in (unknown, mistaken)] == [404, 503]

@@ -2,7 +2,6 @@
 
 import asyncio
 import datetime as dt
-import logging
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -29,7 +28,6 @@ CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'
 CREATE TRIGGER refuse BEFORE INSERT ON mailglass_events FOR EACH ROW WHEN (NEW.tenant_id = 'umbrella')
 EXECUTE FUNCTION refuse()
 """
-LARGE = 4 * 1024 * 1024
 
 
 @pytest.fixture(autouse=True)
@@ -125,57 +123,18 @@ def test_a_url_works_with_and_without_a_slash_at_its_end(db, place):
 
 @pytest.mark.parametrize(
     ("method", "place", "status"),
-    [("get", "postmark", 200), ("head", "postmark", 200), ("get", "nobody", 404), ("options", "postmark", 405)],
+    [("get", "postmark", 200), ("head", "postmark", 200), ("get", "nobody", 404), ("put", "postmark", 405)],
 )
-def test_other_methods_are_answered_as_the_receiver_does(method, place, status):
-    """Mandrill and Unisender Go send GET or HEAD before they accept a URL."""
-    assert getattr(Client(), method)(f"/webhooks/{place}").status_code == status
+def test_other_methods_are_answered_as_the_receiver_does(method, place, status, caplog):
+    """Mandrill and Unisender Go send GET or HEAD before they accept a URL; Django would log each with its path."""
+    assert [getattr(Client(), method)(f"/webhooks/{place}").status_code for _ in range(2)] == [status] * 2
+    assert [record.name.partition(".")[0] for record in caplog.records] == ["mailglass_reconcile"] * (status != 200)
 
 
 def test_a_large_webhook_is_read_whatever_django_s_limit_is(db):
-    """SendGrid's batches exceed DATA_UPLOAD_MAX_MEMORY_SIZE; more than 5 MB are refused."""
-    event = {**OPEN, "UserAgent": "x" * LARGE}
-    assert post_over_wsgi(**postmark(event)).status_code == 200
-    refused = post_over_wsgi(**postmark({**event, "Name": "x" * LARGE}))
-    assert refused.status_code == 413
+    """SendGrid's batches exceed DATA_UPLOAD_MAX_MEMORY_SIZE."""
+    assert post_over_wsgi(**postmark({**OPEN, "UserAgent": "x" * 4 * 1024 * 1024})).status_code == 200
     assert db.value(EVENTS) == 1
-
-
-WRONG = {"authorization": "Basic bm86bm8="}
-
-
-@pytest.mark.parametrize(
-    ("cause", "method", "provider", "status"),
-    [
-        ("a wrong header", "options", "azure", 503),
-        ("a wrong password", "post", "postmark", 401),
-        ("an unknown name", "get", "ada@leak.example.com", 404),
-        ("another method", "put", "postmark", 405),
-        ("a missing module", "post", "postmark", 503),
-        ("a missing table", "post", "postmark", 503),
-    ],
-)
-def test_a_refused_webhook_is_logged_once_and_by_us_alone(db, caplog, cause, method, provider, status):
-    """Django would log each with its path, and mail each 5xx to ADMINS: strangers may send thousands."""
-    settings = runtime.get_settings()
-    if cause == "a missing module":
-        settings = settings.model_copy(update={"imports": "no_such_module"})
-    if cause == "a missing table":
-        db.broken.add("I3")
-        db.run("ALTER TABLE mailglass_events RENAME TO hidden")
-    is_verified = cause in ("a missing table", "a missing module")
-    request = postmark(path=f"/webhooks/{provider}", **({} if is_verified else {"headers": WRONG}))
-    mailglass_reconcile.configure(settings=settings)
-    send = getattr(Client(raise_request_exception=False), method)
-    arguments = {"path": request["path"]} if method == "get" else request
-    with caplog.at_level(logging.INFO):
-        assert [send(**arguments).status_code for _ in range(3)] == [status] * 3
-    if cause == "a missing table":
-        db.run("ALTER TABLE hidden RENAME TO mailglass_events")
-    assert [record.name for record in caplog.records if record.name.startswith("django")] == []
-    assert len(caplog.records) == 1
-    assert "leak" not in caplog.text
-    assert "Traceback" not in caplog.text
 
 
 def test_a_file_of_secrets_is_read_once_as_the_application_does(db, tmp_path):
