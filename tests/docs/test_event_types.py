@@ -37,19 +37,6 @@ def reported(provider: str) -> set[str]:
     return {*TYPES} - {"dispatched", *missing.split(", ")}
 
 
-def reporting(type_: str) -> set[str]:
-    """Return the providers whose blocks have a type."""
-    return {provider for provider in registry.PROVIDERS if type_ in reported(provider)}
-
-
-def test_the_providers_of_each_type_are_those_of_the_records():
-    providers = {*registry.PROVIDERS}
-    assert reporting("delivered") == providers
-    assert providers - reporting("complained") == {"azure", "postal", "scaleway"}
-    assert reporting("autoresponded") == {"postmark", "sparkpost"}
-    assert reporting("dispatched") == set()
-
-
 @pytest.mark.parametrize("provider", registry.PROVIDERS)
 def test_the_block_of_a_provider_has_each_type_of_its_documented_payloads(provider):
     """The type is that of a payload in the provider's documentation."""

@@ -13,8 +13,6 @@ import pytest
 import mailglass_reconcile
 import pages
 import processes
-from mailglass_reconcile.rules.states import EVENT_STATES, OUTCOMES
-from mailglass_reconcile.settings import ENV_PREFIX, Settings
 
 pytestmark = pytest.mark.version_independent
 
@@ -39,32 +37,6 @@ READERS = {
     "upgrading.md": "context connection metadata",
 }
 """What a reader has already when a page begins: names of their own, by page."""
-
-
-def table(page: str, column: str = r"`([^`]+)`") -> list[tuple[str, ...]]:
-    """Return the rows of a page's tables whose first column is code, as columns."""
-    rows = re.findall(rf"^\| {column} \|(.*)\|$", (DOCS / page).read_text(), re.M)
-    return [(first, *(word.strip() for word in columns.split(" | "))) for first, columns in rows]
-
-
-def test_every_state_that_a_command_prints_is_in_the_table():
-    """They are exactly those of a sweep, of `status` and of `explain`."""
-    (block,) = re.findall(r"<!-- states: .*?<!-- end -->", (DOCS / "trouble.md").read_text(), re.S)
-    states = re.findall(r"^\| `(\w+)` \|", block, re.M)
-    assert set(states) == {*OUTCOMES, *EVENT_STATES}
-    assert len(states) == len(set(states))
-
-
-def test_every_setting_is_in_the_table_with_its_default():
-    """Defaults are spelled like an environment variable; one setting is Celery's own."""
-    documented = {name: default.strip("`") for name, default, *_ in table("settings.md")}
-    expected = {"CELERY_BROKER_URL": ""}
-    for name, field in Settings.model_fields.items():
-        default = getattr(field.default, "get_secret_value", lambda default=field.default: default)()
-        unlimited = name.startswith("retention") and default is None
-        written = str(default).lower() if isinstance(default, bool) else str(default)
-        expected[ENV_PREFIX + name.upper()] = "infinity" if unlimited else "" if default is None else written
-    assert documented == expected
 
 
 def test_a_cell_of_a_table_is_a_phrase_or_whole_sentences():

@@ -57,34 +57,6 @@ ELSEWHERE = {
 }
 """Blocks that another test runs."""
 
-NOT_RUN = {
-    ("with-mailglass.md", "it needs Elixir and a Phoenix application"),
-    ("README.md", "the table is the reader's"),
-    ("README.md", "the tests run docs/django.md"),
-    ("README.md", "the tests run docs/fastapi.md"),
-    ("with-mailglass.md", "it needs Docker; tests/cli/test_follow.py runs `follow`"),
-    ("kubernetes.md", "it needs a registry"),
-    ("kubernetes.md", "it needs a cluster"),
-    ("production.md", "no Caddy is installed here"),
-    ("production.md", "no systemd is running here; a test reads the units"),
-    ("kubernetes.md", "tests/docs/test_kubernetes.py follows these steps"),
-    ("roles.md", "tests/stories/test_grants.py runs the file"),
-    ("roles.md", "roles belong to a whole server; tests/docs/test_kubernetes.py creates them"),
-    ("live-updates.md", "the example with FastAPI is; tests/pubsub/test_subscriber_async.py has these lines too"),
-    ("django.md", "tests/examples/test_django_example.py runs the project"),
-    ("django.md", "tests/contrib/django/test_order_page.py runs it in a project"),
-    ("upgrading.md", "a test runs them with its own psql"),
-    ("upgrading.md", "it asks"),
-    ("django.md", "tests/contrib/django/test_migration_operations.py follows these steps in a project"),
-    ("django.md", "it asks"),
-    ("backup.md", "no such servers here; tests/store/test_engines.py has a primary and a stopped server"),
-    ("record-and-receive.md", "it needs a receiver that is running"),
-    ("production.md", "no PgBouncer listens there; tests/cli/test_follow.py and tests/faults start their own"),
-    ("celery.md", "it needs a RabbitMQ; `make rabbitmq` runs the tests of the Celery modules on one"),
-    ("celery.md", "no such servers here; tests/stories/test_redis_servers.py has its own Sentinels"),
-}
-"""Blocks that nothing runs, and why, as the comment above each says."""
-
 
 class Frame(NamedTuple):
     """Code before and after a page's snippets: what they assume, and what must hold afterwards."""
@@ -322,7 +294,6 @@ ALL = [block for page in pages.PAGES for block in pages.blocks(page)]
 
 def test_every_block_is_run_or_says_why_not():
     """This file, test_commands.py or a named test runs it; a plain text is no code."""
-    assert {(block.page, block.not_run) for block in ALL if block.not_run} == NOT_RUN
     unnamed = [
         f"{block.page}:{block.line}"
         for block in ALL
