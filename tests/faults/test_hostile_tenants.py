@@ -92,16 +92,6 @@ def test_another_tenants_id_in_ones_own_webhook_links_nothing_is_counted_and_war
     assert db.value("SELECT max(lock_version) FROM mailglass_deliveries") == 1
 
 
-def test_an_id_of_two_tenants_is_no_ambiguity(db: Database) -> None:
-    """Only the orphan's own tenant counts."""
-    factories.delivery(db, "x", tenant_id="a")
-    delivery = factories.delivery(db, "x", tenant_id="b")
-    factories.orphan(db, factories.postmark("x"), tenant_id="b")
-    result = mailglass_reconcile.reconcile()
-    assert (result.linked, result.ambiguous) == (1, 0)
-    assert db.value("SELECT delivery_id::text FROM mailglass_events WHERE type = 'reconciled'") == delivery
-
-
 def test_a_message_holds_its_own_tenant_and_nothing_of_the_others(db: Database, redis_url: str) -> None:
     """A subscriber to one tenant's channel receives that tenant's messages only."""
     for tenant in NAMES:

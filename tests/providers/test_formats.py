@@ -46,19 +46,3 @@ def test_it_is_one_warning_a_minute_for_each_provider_and_type_and_each_event_co
         parse("sendgrid", batch)
         assert len(warnings(caplog)) == logged
     assert telemetry.counts_of_providers("format_warnings") == {("sendgrid", "delivered"): 6, ("sendgrid", "opened"): 3}
-
-
-@pytest.mark.parametrize(
-    ("provider", "body"),
-    [
-        ("mailersend", b'{"type": "webhook.test", "message": "This is a ping test message"}'),
-        ("mailersend", b'{"type": "maintenance.start", "data": {"id": "7"}}'),
-        ("resend", b'{"type": "domain.created", "data": {"id": "d"}}'),
-        ("postal", b'{"event": "DomainDNSError", "uuid": "u", "payload": {"domain": "example.com"}}'),
-    ],
-)
-def test_pings_and_events_of_the_account_stay_silent(provider, body, caplog):
-    """Their types are not event types of ours."""
-    assert parse(provider, body) == []
-    assert not warnings(caplog)
-    assert not telemetry.counts_of_providers("format_warnings")

@@ -248,6 +248,7 @@ def test_an_unknown_provider_is_a_configuration_error():
         ("brevo", b'{"items": [{"Uuid": ["u"]}]}'),
         ("mailersend", b'{"type": "inbound.message", "data": {"id": "i"}}'),
         ("mailersend", b'{"type": "webhook.test", "message": "This is a ping test message"}'),
+        ("mailersend", b'{"type": "maintenance.start", "data": {"id": "7"}}'),
         ("mailersend", b'{"type": "recipient.on_hold_added", "data": {"id": "i", "recipient": "ann@example.org"}}'),
         ("mailtrap", b'{"events": [{"event": "inbound.message_received", "message_id": "m"}]}'),
         ("mailtrap", b'{"events": [{"event": "activity_log.user.updated", "timestamp": 1735830138}]}'),

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -15,7 +14,7 @@ import redis
 import factories
 import mailglass_reconcile
 from faults.redis_servers import silent
-from mailglass_reconcile import Missed, RedisUnavailableError, Update, events_channel, subscribe_async
+from mailglass_reconcile import RedisUnavailableError, events_channel, subscribe_async
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.pubsub import AsyncSubscription
 from waiting import PATIENCE, wait_until
@@ -36,35 +35,6 @@ async def wait_for_condition(condition: Callable[[], object]) -> None:
     await asyncio.to_thread(wait_until, condition)
 
 
-@pytest.mark.parametrize(
-    ("tenant", "delivery", "expected"),
-    [
-        (None, None, [0, 1, 2, 3]),
-        ("acme", None, [0, 1]),
-        ("a/c:*", None, [2]),
-        ("acme", DELIVERY.upper(), [0]),
-        (None, uuid.UUID(DELIVERY), [0, 3]),
-    ],
-)
-@pytest.mark.parametrize("client", [{}, {"decode_responses": True, "socket_timeout": 30}, {"protocol": 3}])
-def test_each_event_is_received_once(redis_url, tenant, delivery, expected, client):
-    """Subscriptions are for one or all tenants and deliveries, with any client."""
-    other_delivery = str(uuid.uuid4())
-
-    async def main() -> list[Any]:
-        with redis.Redis.from_url(redis_url, **client) as pattern:
-            async with AsyncSubscription(pattern, tenant, delivery) as updates:
-                for number, of in enumerate(
-                    [("acme", DELIVERY), ("acme", other_delivery), ("a/c:*", other_delivery), ("b", DELIVERY)]
-                ):
-                    publish(redis_url, *of, number)
-                return [await anext(updates) for _ in expected]
-
-    result = asyncio.run(main())
-    assert [item.message["number"] for item in result] == expected
-    assert all(isinstance(item, Update) for item in result)
-
-
 def test_a_sweep_is_received_with_the_configured_redis(db):
     """The public function is iterated."""
     factories.delivery(db, "one")
@@ -78,25 +48,6 @@ def test_a_sweep_is_received_with_the_configured_redis(db):
         raise AssertionError
 
     assert asyncio.run(main())["meta"]["reconciled_from_event_id"] == orphan
-
-
-def test_a_redis_that_restarts_is_missed_and_received_again(valkey, caplog):
-    """`Missed` comes once the new subscription is confirmed; the loss is one line in the log."""
-
-    async def main() -> None:
-        async with AsyncSubscription(redis.Redis.from_url(valkey.url), "acme", None) as updates:
-            publish(valkey.url, "acme", DELIVERY, 1)
-            assert (await anext(updates)).message["number"] == 1
-            await asyncio.to_thread(valkey.stop)
-            await asyncio.to_thread(valkey.start)
-            missed = await anext(updates)
-            assert isinstance(missed, Missed)
-            assert missed.since < missed.until
-            publish(valkey.url, "acme", DELIVERY, 2)
-            assert (await anext(updates)).message["number"] == 2
-
-    asyncio.run(main())
-    assert len([line for line in caplog.messages if "broadcasts are missed until it is back" in line]) == 1
 
 
 def test_an_answer_that_waits_in_the_socket_while_the_event_loop_is_held_up_is_in_time(redis_url):

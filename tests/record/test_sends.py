@@ -227,13 +227,6 @@ def test_an_id_that_another_delivery_has_is_stored_without_a_provider(tx, plante
     assert tx.value(OPEN) == 2
 
 
-def test_another_tenants_event_is_never_linked(tx):
-    """Anybody may have planted it, with any id."""
-    webhook_in(tx, event(), tenant_id="mallory")
-    assert send_in_transaction(tx, make_sent())[0].linked == 0
-    assert tx.value(OPEN) == 1
-
-
 @pytest.mark.parametrize("type_", ["failed", "rejected"])
 def test_a_send_that_the_provider_refused_is_a_terminal_delivery(tx, type_):
     """Each send without a message id is a delivery of its own."""

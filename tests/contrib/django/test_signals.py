@@ -13,7 +13,7 @@ from django.apps import apps
 from django.db import connection as djangos
 from django.db import transaction
 from django.db.utils import ProgrammingError
-from django.test import Client, override_settings
+from django.test import override_settings
 from pydantic import SecretStr
 
 import mailglass_reconcile
@@ -21,7 +21,7 @@ from anymail_sends import ANN, BOB, STORY, Message
 from anymail_webhooks import POSTMARK, SENDGRID
 from mailglass_reconcile import Sent, record_send
 from mailglass_reconcile.contrib.django import connection, project
-from mailglass_reconcile.errors import ConfigurationError, SchemaOutdatedError
+from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.pubsub import flush
 
 pytestmark = [pytest.mark.usefixtures("app", "backends"), pytest.mark.python_dependent]
@@ -109,23 +109,6 @@ def test_a_send_in_a_transaction_that_has_failed_already_does_not_raise(db, capl
     assert line.startswith("a send by Postmark was not recorded: InternalError in ")
     db.broken.add("I9")  # an id may look like an address
     assert db.value(LEDGER) == 0
-
-
-def test_an_event_is_answered_with_an_error_if_the_database_fails_and_recorded_when_it_comes_again(db, post):
-    """Earlier events of its batch stay recorded, once."""
-    message = Message.send_accepted(SENDGRID, 1)
-    requests = message.requests(*STORY)
-    db.broken.add("I3")
-    db.run(HIDE)
-    with pytest.raises(SchemaOutdatedError, match="the database is not migrated"):
-        post(requests)
-    client = Client(raise_request_exception=False, headers={"authorization": "Basic dXNlcjpwYXNzd29yZA=="})
-    assert [client.post(**request).status_code for request in requests] == [500]
-    db.run(SHOW)
-    post(requests)
-    post(requests)
-    assert [delivery["last_event_type"] for delivery in message.deliveries(db)] == ["clicked", "bounced"]
-    assert db.value(LEDGER) == 2 + len(STORY)
 
 
 def test_an_event_that_can_never_be_recorded_is_skipped_and_the_rest_of_its_batch_is_recorded(db, post, caplog):
