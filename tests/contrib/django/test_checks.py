@@ -68,7 +68,7 @@ def bare_celery():
         ({"MAILGLASS_DATABASE_ALIAS": "other"}, ["E001"]),
         ({"MAILGLASS_TENANT": "shop.nowhere.tenant"}, ["E002"]),
         ({"MAILGLASS_TENANT": 5}, ["E002"]),
-        ({"MAILGLASS_TENANT_REQUIRED": True}, ["E004"]),
+        ({"MAILGLASS_TENANT_REQUIRED": True}, ["E005"]),
         ({"MAILGLASS_DELIVERY": "nowhere.values"}, ["E004"]),
         ({"MAILGLASS_DELIVERY": 5}, ["E004"]),
         ({"MAILGLASS_TENANT": "acme"}, []),
