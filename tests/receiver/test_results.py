@@ -5,7 +5,6 @@ from collections import Counter
 
 import pytest
 import sqlalchemy as sa
-from django.test import Client, override_settings
 
 import mailglass_reconcile
 import meter
@@ -19,8 +18,8 @@ from mailglass_reconcile.receiver import results
 from mailglass_reconcile.receiver.results import RequestResult
 from mailglass_reconcile.record import after_commit
 from mailglass_reconcile.store import refusals
-from mailglass_reconcile.webhooks import receive, refusal
-from receivers import SECRETS, first, mount_receiver, now, post, setting
+from mailglass_reconcile.webhooks import refusal
+from receivers import SECRETS, by_application, by_django, by_receive, first, mount_receiver, now, post, setting
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from waiting import wait_until
 
@@ -51,27 +50,7 @@ def stored(db) -> list[tuple]:
     return rows
 
 
-def by_application(db, provider, request):
-    """Post to a mounted application."""
-    post(mount_receiver(), f"/webhooks/{provider}", request)
-
-
-def by_django(db, provider, request):
-    """Post to Django's view."""
-    with override_settings(ROOT_URLCONF="webhook_urls"):
-        Client(raise_request_exception=False).post(**request.for_anymail(f"/webhooks/{provider}"))
-
-
-def by_own_view(db, provider, request):
-    """Call the functions of a view of one's own."""
-    try:
-        with db.engine.begin() as connection:
-            receive(connection, provider, request.body, request.headers)
-    except Exception as error:
-        refusal(provider, error)
-
-
-WAYS = pytest.mark.parametrize("post_webhook", [by_application, by_django, by_own_view])
+WAYS = pytest.mark.parametrize("post_webhook", [by_application, by_django, by_receive])
 
 
 @WAYS

@@ -3,11 +3,10 @@
 import logging
 import threading
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import pytest
-from django.test import Client, override_settings
 
 import senders
 from mailglass_reconcile.errors import ConfigurationError
@@ -18,7 +17,7 @@ from mailglass_reconcile.receiver import refusals
 from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.webhooks import receive, refusal
 from marking import slow_unless
-from receivers import SECRETS, first, mount_receiver, now, post, setting
+from receivers import SECRETS, Answer, by_application, by_django, by_receive, first, now, setting
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from senders import Posted
 from waiting import PATIENCE, wait_until
@@ -39,44 +38,17 @@ HIDE = "ALTER TABLE mailglass_events RENAME TO hidden"
 SHOW = "ALTER TABLE hidden RENAME TO mailglass_events"
 
 
-class Answer(NamedTuple):
-    """The response to a webhook."""
-
-    status: int
-    text: str
-
-
 Way = Callable[[str, Posted], Answer]
 
 
 @pytest.fixture
-def ways(db) -> Iterator[Mapping[str, Way]]:
+def ways(db) -> dict[str, Way]:
     """The ways in, by the tenant for which each records."""
     setting(
         db, ",".join(f"{provider}={secret}" for provider, secret in SECRETS.items()), webhook_url=senders.MANDRILL_URL
     )
-    client = Client(raise_request_exception=False)
-
-    def by_application(provider: str, request: Posted) -> Answer:
-        shop = mount_receiver(secrets=None, url=None, engine=db.engine, tenant="application")
-        (response,) = post(shop, f"/webhooks/{provider}", request)
-        return Answer(response.status_code, response.text.removesuffix("\n"))
-
-    def by_django(provider: str, request: Posted) -> Answer:
-        response = client.post(**request.for_anymail(f"/webhooks/{provider}"))
-        return Answer(response.status_code, response.content.decode())
-
-    def by_receive(provider: str, request: Posted) -> Answer:
-        try:
-            with db.engine.begin() as connection:
-                receive(connection, provider, request.body, request.headers, tenant_id="receive")
-        except Exception as error:
-            status, text, _ = refusal(provider, error)
-            return Answer(status, text)
-        return Answer(200, "ok")
-
-    with override_settings(ROOT_URLCONF="webhook_urls", MAILGLASS_TENANT="django"):
-        yield {"application": by_application, "django": by_django, "receive": by_receive}
+    ways = {"application": by_application, "django": by_django, "receive": by_receive}
+    return {tenant: partial(way, db, tenant=tenant) for tenant, way in ways.items()}
 
 
 def ask_all(ways: Mapping[str, Way], provider: str, request: Posted) -> Answer:

@@ -5,9 +5,11 @@ import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import pytest
+from django.test import Client, override_settings
 from pydantic import SecretStr
 from starlette.applications import Starlette
 
@@ -17,7 +19,7 @@ import serving
 from mailglass_reconcile.providers import sns
 from mailglass_reconcile.providers.certificates import CertificateStore
 from mailglass_reconcile.providers.registry import PROVIDERS
-from mailglass_reconcile.webhooks import webhook_app
+from mailglass_reconcile.webhooks import receive, refusal, webhook_app
 from processes import Process
 from senders import MANDRILL_URL, Posted, load_payloads, make_requests, secret_of
 
@@ -71,6 +73,39 @@ def post(application, path: str, *requests: Posted) -> list[httpx.Response]:
         return [await client.post(path, content=request.body, headers=request.headers) for request in requests]
 
     return ask(application, talk)
+
+
+class Answer(NamedTuple):
+    """The response to a webhook."""
+
+    status: int
+    text: str
+
+
+def by_application(db, provider: str, request: Posted, tenant: str | None = None) -> Answer:
+    """Post a webhook to a mounted application with the secrets of the setting."""
+    shop = mount_receiver(secrets=None, url=None, engine=db.engine, tenant=tenant)
+    (response,) = post(shop, f"/webhooks/{provider}", request)
+    return Answer(response.status_code, response.text.removesuffix("\n"))
+
+
+def by_django(db, provider: str, request: Posted, tenant: str | None = None) -> Answer:
+    """Post a webhook to Django's view."""
+    client = Client(raise_request_exception=False)
+    with override_settings(ROOT_URLCONF="webhook_urls", MAILGLASS_TENANT=tenant):
+        response = client.post(**request.for_anymail(f"/webhooks/{provider}"))
+    return Answer(response.status_code, response.content.decode())
+
+
+def by_receive(db, provider: str, request: Posted, tenant: str | None = None) -> Answer:
+    """Call the functions of a view of one's own."""
+    try:
+        with db.engine.begin() as connection:
+            receive(connection, provider, request.body, request.headers, tenant_id=tenant)
+    except Exception as error:
+        status, text, _ = refusal(provider, error)
+        return Answer(status, text)
+    return Answer(200, "ok")
 
 
 def setting(db, text: str | None, *, webhook_url: str | None = None) -> None:
