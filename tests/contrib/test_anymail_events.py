@@ -24,7 +24,7 @@ from mailglass_reconcile.providers import formats
 from mailglass_reconcile.record.webhooks import validate_events
 from mailglass_reconcile.rules import log_throttle
 from mailglass_reconcile.webhooks import parse
-from senders import NOW, load_payloads, make_bodies, notification, sign_request
+from senders import NOW, load_payloads, make_bodies, sign_request
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:django-anymail has dropped official support"),
@@ -76,22 +76,6 @@ def test_events_differ_by_type_time_and_recipient(events_of, provider):
     if provider is MANDRILL:  # each recipient has a message id
         payloads = [sample | {"_id": f"{sample['_id']}{sample['msg']['email']}"} for sample in payloads]
     assert len(set(ids(events_of(provider, *payloads)))) == len(payloads)
-
-
-@EVERY_PROVIDER
-def test_a_retry_holds_the_same_events_in_whatever_order(events_of, provider):
-    """The id is made of what the provider sends again."""
-    payloads = [payload(provider, type_, n=n) for n, type_ in enumerate(provider.types)]
-    assert ids(events_of(provider, *payloads)) == ids(events_of(provider, *reversed(payloads)))[::-1]
-
-
-def test_a_bounce_of_ses_through_two_topics_is_one_event(post):
-    """The event has an id of its own, the same in both notifications."""
-    bounce = payload(SES, "bounced")
-    bounce["bounce"]["feedbackId"] = "01000157c44f053b-61b59c11-9236-11e6-8f96-7be8aexample-000000"
-    message = {"Type": "Notification", "Message": json.dumps(bounce)}
-    requests = [notification("ses", {**message, "MessageId": id_}).for_anymail(SES.path) for id_ in ("a", "b")]
-    assert ids(webhook_event(*heard) for heard in post(requests)) == 2 * [f"{bounce['bounce']['feedbackId']}/0"]
 
 
 def sign_twice(provider, event):

@@ -15,7 +15,7 @@ import pages
 import raw_webhooks
 import senders
 import shapes
-from machine import Machine, Reader, normalize_output
+from machine import Machine, Reader
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from ses_api import ses_api
@@ -273,8 +273,3 @@ def test_elixir_with_mailglass_from_the_readme_to_swept_tables(
         "dispatched",
     ]
     assert mailglass.values("SELECT kind FROM mailglass_reconcile_runs WHERE origin = 'command'")[-1] == "prune"
-
-
-def test_an_output_is_compared_without_ids():
-    """The width of a table does not matter either."""
-    assert normalize_output("a   0197a0c4-4f00-7d11-8a6e-2a8f0f1d2c3b\n") == "a ID"

@@ -7,12 +7,9 @@ import time
 import pytest
 
 import senders
-from mailglass_reconcile import MailglassReconcileError
 from mailglass_reconcile.errors import SignatureError
 from mailglass_reconcile.providers import certificates, sns
 from mailglass_reconcile.providers.certificates import CertificateSource, CertificateStore, UnavailableError
-from mailglass_reconcile.webhooks import verify
-from senders import ARN, NOW, Posted, notification
 from waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.version_independent
@@ -201,23 +198,3 @@ def test_a_forked_child_fetches_with_threads_of_its_own(service):
     service.may.set()
     store.require(service.source("b"))
     assert store.get("b") == "b"
-
-
-def test_verify_waits_for_a_certificate_and_its_error_names_no_address(monkeypatch):
-    """SNS sends the webhook again."""
-    monkeypatch.setattr(sns, "certificates", CertificateStore())
-    sns.certificates.wait_seconds = 0.1
-    may = threading.Event()
-    monkeypatch.setattr(sns, "fetch", lambda url: may.wait(PATIENCE) and senders.serve_certificate(url))
-    request = notification("ses", {"Type": "Notification", "Message": "{}"})
-    with pytest.raises(MailglassReconcileError, match="try again") as caught:
-        check(request)
-    assert "https" not in str(caught.value)
-    may.set()
-    wait_until(lambda: not sns.certificates._threads)
-    check(request)
-
-
-def check(request: Posted) -> None:
-    """Verify a notification."""
-    verify("ses", request.body, request.headers, secret=ARN, now=NOW)

@@ -212,31 +212,29 @@ def test_whatever_is_imported_first_knows_it_through_the_setting(name, carrier):
     assert result.returncode == (name == "receive"), result.stderr
 
 
-def test_an_application_loads_it_at_startup(db, monkeypatch, carrier):
-    """A secret may name a provider that is not registered yet."""
+@pytest.fixture
+def unloaded(db, monkeypatch, carrier):
+    """Let only the settings name the module."""
     monkeypatch.setattr(registry, "_custom_providers", {})
     monkeypatch.delitem(sys.modules, "carrier")
     settings = db.settings.model_copy(update={"imports": "carrier", "webhook_secrets": SecretStr("carrier=coo")})
     mailglass_reconcile.configure(engine=db.engine, settings=settings)
-    assert [response.status_code for response in post(webhook_app(), "/carrier", carrier.make_signed_request())] == [
+    return carrier
+
+
+def test_an_application_loads_it_at_startup(unloaded):
+    """A secret may name a provider that is not registered yet."""
+    assert [response.status_code for response in post(webhook_app(), "/carrier", unloaded.make_signed_request())] == [
         200
     ]
 
 
-def test_a_function_loads_it_on_first_use(db, monkeypatch, carrier):
-    monkeypatch.setattr(registry, "_custom_providers", {})
-    monkeypatch.delitem(sys.modules, "carrier")
-    settings = db.settings.model_copy(update={"imports": "carrier"})
-    mailglass_reconcile.configure(engine=db.engine, settings=settings)
-    assert parse("carrier", carrier.make_signed_request().body)[0].type == "delivered"
+def test_a_function_loads_it_on_first_use(unloaded):
+    assert parse("carrier", unloaded.make_signed_request().body)[0].type == "delivered"
 
 
-def test_trigger_says_that_it_has_no_sample_of_it(db, monkeypatch, capsys, carrier):
+def test_trigger_says_that_it_has_no_sample_of_it(unloaded, capsys):
     """Nothing else has imported the module."""
-    monkeypatch.setattr(registry, "_custom_providers", {})
-    monkeypatch.delitem(sys.modules, "carrier")
-    settings = db.settings.model_copy(update={"imports": "carrier", "webhook_secrets": SecretStr("carrier=coo")})
-    mailglass_reconcile.configure(engine=db.engine, settings=settings)
     with pytest.raises(SystemExit) as error:
         main(["trigger", "carrier", "delivered", "--message-id", "m-1", "--to", "http://127.0.0.1:1/carrier"])
     assert error.value.code == 1

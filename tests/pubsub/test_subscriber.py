@@ -252,9 +252,3 @@ def test_the_documented_acl_is_enough_and_a_missing_permission_is_named(valkey):
         assert "MAILGLASS_REDIS_URL" in output
         assert "127.0.0.1, port" in output
         assert "canary" not in output
-
-
-def test_a_delivery_that_is_no_uuid_is_refused(redis_url):
-    """It could be a pattern."""
-    with redis.Redis.from_url(redis_url) as client, pytest.raises(ValueError, match="UUID"):
-        Subscription(client, None, "*")

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import threading
 import time
 from collections import Counter
 from itertools import count
@@ -21,24 +20,11 @@ from mailglass_reconcile.webhooks import receive
 from receivers import ask, first, mount_receiver, post
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from senders import CERTIFICATE_URL
-from waiting import PATIENCE, wait_until
+from waiting import wait_until
 
 pytestmark = pytest.mark.version_independent
 
 OTHER_CERTIFICATE_URL = CERTIFICATE_URL.replace("0123", "3210")
-
-
-def test_a_certificate_that_is_late_is_there_for_the_repetition(db, monkeypatch, caplog):
-    """The status is 503, so that SNS repeats; the line is a warning."""
-    may = threading.Event()
-    sns.certificates.wait_seconds = 0.1
-    monkeypatch.setattr(sns, "fetch", lambda url: may.wait(PATIENCE) and senders.serve_certificate(url))
-    (answer,) = post(mount_receiver(), "/webhooks/ses", first("ses"))
-    assert answer.status_code == 503
-    may.set()
-    assert [(record.levelname, "try again" in record.getMessage()) for record in caplog.records] == [("WARNING", True)]
-    wait_until(lambda: CERTIFICATE_URL in sns.certificates)
-    assert [answer.status_code for answer in post(mount_receiver(), "/webhooks/ses", first("ses"))] == [200]
 
 
 def test_a_notification_takes_no_thread_for_a_certificate_in_memory(db):

@@ -7,7 +7,6 @@ from threading import Barrier
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
 import factories
 import mailglass_reconcile
@@ -15,7 +14,7 @@ from mailglass_reconcile import ConfigurationError, InvalidEventError, Sent, app
 from mailglass_reconcile.record.sends import validate_sends
 from mailglass_reconcile.rules.addresses import strip_display_name
 from meter import round_trips
-from recording import LEDGER, NOW, WAITING, event, messages, record
+from recording import LEDGER, NOW, WAITING, event, record
 from waiting import PATIENCE, wait_until
 
 DELIVERIES = "SELECT recipient, provider, provider_message_id FROM mailglass_deliveries ORDER BY recipient"
@@ -549,20 +548,6 @@ def test_a_plain_connection_s_caller_broadcasts_after_the_commit(db):
     assert len(published) == 2
     assert {payload["event_type"] for _, payload in published} == {"reconciled"}
     assert "@" not in repr((recorded, published)).replace(ADA, "@" * (ADA in repr(published)))
-
-
-@pytest.mark.parametrize("end", [Session.commit, Session.rollback])
-def test_a_session_broadcasts_by_itself_when_it_has_committed(db, end):
-    """Without a commit it broadcasts nothing."""
-    webhook_in(db, event())
-    with Session(db.engine) as session:
-        recorded = send(session, make_sent())
-        assert recorded[0].linked == 1
-        assert db.witness.messages() == []
-        end(session)
-    mailglass_reconcile.broadcast(recorded)
-    assert len(db.witness.messages()) == (2 if end is Session.commit else 0)
-    assert messages(db) == []
 
 
 def test_orphans_of_other_recipients_do_not_displace_those_of_the_sends_recipients(db):

@@ -130,14 +130,10 @@ def test_a_process_with_other_interpreter_options_is_started() -> None:
     assert result.stdout == "0\n"
 
 
-EVERY_WAY = pytest.mark.parametrize("forked", [False, True])
-
-
-@EVERY_WAY
-def test_a_process_is_killed_with_its_children_at_the_end_of_the_block(forked) -> None:
+def test_a_process_is_killed_with_its_children_at_the_end_of_the_block() -> None:
     """Its output can still be read."""
     code = "import subprocess, sys; print('there', flush=True); subprocess.run([sys.executable, '-c', 'input()'])"
-    with processes.start(["-c", code], until=re.compile("the(re)"), forked=forked, stdin=True) as process:
+    with processes.start(["-c", code], until=re.compile("the(re)"), stdin=True) as process:
         process.wait_for(lambda: len(process.family()) == 2)
         family = process.family()
         assert process.poll() is None
@@ -146,28 +142,25 @@ def test_a_process_is_killed_with_its_children_at_the_end_of_the_block(forked) -
     assert process.output == "there\n"
 
 
-@EVERY_WAY
-def test_a_process_that_ends_before_the_condition_holds_fails_with_its_output(forked) -> None:
+def test_a_process_that_ends_before_the_condition_holds_fails_with_its_output() -> None:
     """It does not wait for the condition's timeout."""
-    starting = processes.start(["-c", "print('why'); raise SystemExit(2)"], until="ready", forked=forked)
+    starting = processes.start(["-c", "print('why'); raise SystemExit(2)"], until="ready")
     with pytest.raises(AssertionError, match="ended with 2\nwhy"), starting:
         pass
 
 
-@EVERY_WAY
-def test_a_process_must_exit_with_the_given_code_on_sigterm(forked) -> None:
+def test_a_process_must_exit_with_the_given_code_on_sigterm() -> None:
     """A process that ends earlier gets no signal."""
-    starting = processes.start(["-c", "__import__('time').sleep(90)"], exit_code=0, forked=forked)
+    starting = processes.start(["-c", "__import__('time').sleep(90)"], exit_code=0)
     with pytest.raises(AssertionError, match="-15"), starting:
         pass
-    with processes.start(["-c", ""], exit_code=5, forked=forked) as process:
+    with processes.start(["-c", ""], exit_code=5) as process:
         assert process.wait() == 0
 
 
-@EVERY_WAY
-def test_lines_are_sent_and_read_and_the_end_of_its_input_ends_a_process(forked) -> None:
+def test_lines_are_sent_and_read_and_the_end_of_its_input_ends_a_process() -> None:
     code = "for line in open(0): print(line + line, end='', flush=True)"
-    with processes.start(["-c", code], exit_code=0, stdin=True, forked=forked) as process:
+    with processes.start(["-c", code], exit_code=0, stdin=True) as process:
         for word in ("a", "b"):
             process.write_line(word)
             assert [process.read_line() for _ in range(2)] == [word, word]

@@ -270,7 +270,6 @@ def test_hints_name_the_command_as_a_django_project_has_it(empty, capsys, monkey
     output = "".join(capsys.readouterr())
     assert "`manage.py mailglass migrate`" in output
     assert "`manage.py mailglass sweep`" in output
-    assert "`manage.py mailglass sweep`" in output
     assert "\n  manage.py mailglass find MESSAGE_ID\n" in output
     assert not re.search("[` ]mailglass-reconcile ", output)
     assert "`manage.py mailglass sweep --event" in " ".join(remedy.find_steps(unknown, "unmatched", is_expired=True))
