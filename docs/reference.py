@@ -467,18 +467,17 @@ NEWEST = {
 
 
 def versions() -> str:
-    """Return the lowest and the newest versions, and the lowest ones of smaller libraries, from `pyproject.toml`."""
+    """Return the lowest and the newest versions, from `pyproject.toml`."""
     project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     needed = [*project["dependencies"], *(text for name in ("django", "web", "webhooks") for text in extras[name])]
-    lowest = dict(sorted(re.match(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", text).groups() for text in needed))
+    lowest = dict(re.match(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", text).groups() for text in needed)
     pythons = re.findall(r"Python :: (\d\.\d+)", " ".join(project["classifiers"]))
     rows = ["| | lowest | newest |", "|---|---|---|", f"| Python | {pythons[0]} | {pythons[-1]} |"]
     for name, newest in NEWEST.items():
-        low, high = newest if isinstance(newest, tuple) else (lowest.pop(name), newest)
+        low, high = newest if isinstance(newest, tuple) else (lowest[name], newest)
         rows.append(f"| {name if isinstance(newest, tuple) else f'`{name}`'} | {low} | {high} |")
-    others = ", ".join(f"`{name}` {version}" for name, version in lowest.items())
-    return "\n".join(rows) + f"\n\nOthers, from their lowest version on: {others}.\n"
+    return "\n".join(rows) + "\n"
 
 
 FOLLOW = "| `follow --json` | A line per sweep that did something. | [sweep.json](schemas/sweep.json) |"
