@@ -14,7 +14,6 @@ from serving import serve_here
 
 pytestmark = pytest.mark.version_independent
 
-TO = "http://127.0.0.1:1/postmark"
 STATE = "SELECT provider_message_id, last_event_type FROM mailglass_deliveries ORDER BY inserted_at"
 
 

@@ -24,8 +24,6 @@ from mailglass_reconcile.cli import command
 
 pytestmark = pytest.mark.version_independent
 
-PATIENCE = 60
-
 ELSEWHERE = {
     ("README.md", "console"): "test_stories.py",
     ("README.md", "python"): "test_stories.py",

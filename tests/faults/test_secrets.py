@@ -210,9 +210,7 @@ def test_an_unreachable_or_refusing_redis_says_nothing_of_its_password(db: Datab
         {"MAILGLASS_BATCH_SIZE": CANARIES["subject"]},
     ],
 )
-@pytest.mark.parametrize(
-    "command", [("sweep", "--json"), ("status",), ("prune", "--json"), ("doctor",)][: None if FULL else 1]
-)
+@pytest.mark.parametrize("command", COMMANDS[: None if FULL else 1])
 def test_the_commands_print_none_of_them(
     db: Database, redis_url: str, capture: Capture, broken: dict[str, str], command: tuple[str, ...]
 ) -> None:

@@ -305,12 +305,6 @@ def test_many_events_of_a_provider_of_which_none_has_a_usable_id_are_unhealthy(d
     assert load_problems(db.database) == []
 
 
-def add_run(db, kind, status="ok", **more):
-    """Add a row to the history of runs."""
-    with db.database.writing() as tx:
-        runs.add(tx, runs.Run(kind, "beat", status=status, **more))
-
-
 def test_ranges_of_a_fan_out_are_one_row_of_their_sweep(db):
     def fan_out(*ranges):
         with db.database.writing() as tx:

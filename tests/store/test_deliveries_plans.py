@@ -15,7 +15,6 @@ from mailglass_reconcile.store.personal_data import PersonFilter
 from meter import plan_of
 from waiting import wait_until
 
-TENANTS = 200
 INDEX = "mailglass_deliveries_tenant_inserted_idx"
 BY_RECIPIENT = "mailglass_deliveries_recipient_idx"
 OF_ORPHANS = "mailglass_events_needs_reconcile_idx"

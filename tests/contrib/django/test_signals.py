@@ -27,17 +27,10 @@ from mailglass_reconcile.pubsub import flush
 pytestmark = [pytest.mark.usefixtures("app", "backends"), pytest.mark.python_dependent]
 
 LEDGER = "SELECT count(*) FROM mailglass_events"
-HIDE = "ALTER TABLE mailglass_events RENAME TO hidden"
-SHOW = "ALTER TABLE hidden RENAME TO mailglass_events"
 REFUSE = """
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no more %', NEW.metadata; END $$;
 CREATE TRIGGER refuse BEFORE INSERT ON mailglass_events FOR EACH ROW EXECUTE FUNCTION refuse()
 """
-
-
-def tenant_of(subject):
-    """Return the tenant of a message's attribute or an event's tag, like an application's function."""
-    return subject.tenant if hasattr(subject, "tenant") else subject.tags[0]
 
 
 def beyond_all_times(event, **_options):
