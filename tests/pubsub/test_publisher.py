@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import socket
 import threading
 import time
@@ -22,7 +21,6 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 import mailglass_reconcile
-import processes
 from database import Database
 from factories import insert_pairs
 from faults.redis_servers import Valkey, silent, slow
@@ -288,35 +286,6 @@ def test_publish_waits_for_nothing_and_drops_what_does_not_fit(observed: Observe
         assert observed.counts("messages")["failed"] >= MAX_WAITING_LINKS - 2 * CHUNK_LINKS
         wait_until(lambda: observed.counts("messages") == {"failed": 3 * MAX_WAITING_LINKS})
         assert len(accepted) == 1
-
-
-PUBLISHES = """
-import sys, redis
-from mailglass_reconcile.pubsub import Publisher
-client = redis.Redis.from_url(sys.argv[1])
-Publisher(client).publish([("acme", "delivery", "{}")])
-"""
-
-
-def test_enqueued_messages_are_published_before_the_process_ends(valkey: Valkey) -> None:
-    """A script may record one event and end."""
-    with message_counter(valkey) as count:
-        assert processes.run(["-c", PUBLISHES, valkey.url]).returncode == 0
-        assert count() == 2
-
-
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_a_forked_child_publishes_with_a_thread_of_its_own(valkey: Valkey) -> None:
-    """Workers of Celery or gunicorn have parents that published before."""
-    client = redis.Redis.from_url(valkey.url)
-    with message_counter(valkey) as count:
-        publish(client, 1)
-        child = os.fork()
-        if child == 0:
-            os._exit(publish(client, 1).failed)
-        assert os.waitpid(child, 0)[1] == 0
-        assert publish(client, 1).published == 2
-        assert count() == 6
 
 
 def test_a_client_that_retries_sends_nothing_twice(db: Database, valkey: Valkey) -> None:

@@ -206,11 +206,13 @@ def test_no_line_of_a_refusal_has_an_address_or_a_secret(db, ways, caplog):
     assert "c4n4ry" not in "".join(lines)
 
 
-def test_a_webhook_without_events_is_accepted(db, ways):
-    """Such as a ping, or inbound mail."""
+def test_a_webhook_without_events_is_accepted(db, ways, caplog):
+    """Such as a ping, or inbound mail; each recorded webhook is a line of the log."""
+    caplog.set_level(logging.INFO)
     ping = senders.sign_request("mailersend", b'{"type": "inbound.message"}', at=now())
     assert ask_all(ways, "mailersend", ping) == (200, "ok")
     assert stored(db) == []
+    assert logged(caplog) == ["mailersend: 0 events"] * 2, "`receive` leaves it to its caller"
 
 
 def test_a_setting_that_cannot_be_used_is_not_the_providers_fault(db, ways, monkeypatch):

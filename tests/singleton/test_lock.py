@@ -185,19 +185,6 @@ def test_a_lock_is_never_free_between_a_request_and_its_run(store):
     assert 50 < store.ttl(KEY) <= 60
 
 
-def test_sweeps_each_minute_run_although_the_queue_is_a_hundred_seconds_long(store):
-    """Each runs while the next request has the lock; if that made it a duplicate, no sweep would ever run."""
-    lock, results = LockBackend(store), []
-    for minute in range(1, 6):
-        store.delete(KEY)  # the lock of the request before has expired
-        assert lock.reserve(KEY, f"{minute}") is None
-        if minute > 1:  # forty seconds later, a worker takes the request before it
-            token = running_token(f"{minute - 1}")
-            results.append(lock.acquire(KEY, token, reserved=True))
-            lock.release(KEY, token)
-    assert results == [None] * 4
-
-
 @pytest.mark.parametrize("retries", [0, 1])
 def test_a_lost_reply_leaves_no_phantom_owner(store, retries):
     """Redis acquires the lock, and the caller gets no reply or finds its own token: its request is queued and runs."""
