@@ -171,17 +171,6 @@ def test_twice_the_input_costs_twice_the_cpu(work, size):
     assert double < 3 * base, (base, double)
 
 
-def test_different_events_under_one_id_are_all_recorded_and_equal_ones_once():
-    """They are numbered in order, so that a redelivered webhook has the same keys."""
-    validated = validate_events("acme", "sendgrid", [event(1), event(2), event(1)], strict=False)
-    keys = [item.entry.idempotency_key for item in validated]
-    assert keys[0] == keys[2] != keys[1]
-    assert keys == [
-        validate_event.entry.idempotency_key
-        for validate_event in validate_events("acme", "sendgrid", [event(1), event(2), event(1)], False)
-    ]
-
-
 def test_names_of_providers_are_not_kept():
     """Anybody may request any path; 4,096 names of any length were once kept."""
     import tracemalloc  # noqa: PLC0415 - slows down what runs while it is on

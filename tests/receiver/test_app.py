@@ -3,12 +3,11 @@
 import json
 import logging
 import threading
-from collections import Counter
 
 import pytest
 
 import senders
-from mailglass_reconcile import Sent, broadcast, record_send, telemetry
+from mailglass_reconcile import Sent, broadcast, record_send
 from mailglass_reconcile.receiver.admission import AdmissionControl
 from mailglass_reconcile.rules import log_throttle
 from receivers import first, mount_receiver, now, post
@@ -74,33 +73,6 @@ def test_an_unknown_provider_is_a_warning_once_a_minute(db, caplog, monkeypatch)
     at = 230.0
     post(receiver, "/webhooks/ada@example.com", first("postmark"))
     assert "ada" not in caplog.text
-
-
-def test_refused_requests_are_one_warning_for_each_cause_and_minute(db, caplog, monkeypatch):
-    """They are counted; thousands of requests a second once wrote as many lines, some at ERROR."""
-    at = 100.0
-    monkeypatch.setattr(log_throttle.time, "monotonic", lambda: at)
-    monkeypatch.setitem(telemetry._counts_of_providers, "webhooks", Counter())
-    shop = mount_receiver()
-    right = first("postmark")
-    requests = [
-        ("postmark", right._replace(headers={})),
-        ("postmark", right._replace(headers={**right.headers, "Authorization": "Basic bm86bm8="})),
-        ("postmark", right._replace(body=bytes(6 * 1024 * 1024))),
-        ("mailgun", first("postmark")),
-        ("pigeon", right),
-    ]
-    for time in (100.0, 130.0, 160.0):
-        at = time
-        answers = [post(shop, f"/webhooks/{name}", request)[0].status_code for name, request in requests]
-        assert answers == [401, 401, 413, 401, 404]
-    assert {record.levelname for record in caplog.records} == {"WARNING"}
-    assert len(lines(caplog)) == 2 * len(set(lines(caplog))) == 2 * 5, lines(caplog)
-    assert telemetry.counts_of_providers("webhooks") == {
-        ("postmark", "refused"): 9,
-        ("mailgun", "refused"): 3,
-        ("unknown", "refused"): 3,
-    }
 
 
 def test_a_wait_for_a_certificate_that_is_too_long_is_a_warning(db, caplog):

@@ -10,7 +10,6 @@ from sqlalchemy.orm import Session
 import mailglass_reconcile
 import senders
 from mailglass_reconcile import ConfigurationError, Sent, broadcast, record_send
-from mailglass_reconcile.cli.receive import receive as receive_command
 from mailglass_reconcile.providers import sns
 from mailglass_reconcile.providers.registry import PROVIDERS
 from mailglass_reconcile.receiver import app
@@ -157,11 +156,6 @@ def test_a_failing_tenant_function_is_one_line(db, caplog):
     (record,) = caplog.records
     assert "LookupError in " in record.getMessage()
     assert "c4n4ry" not in caplog.text
-
-
-def test_the_command_listens_on_this_machines_port_8081():
-    """`serve` has 8080, and both may run on one machine."""
-    assert {option.name: option.default for option in receive_command.params} == {"host": "127.0.0.1", "port": 8081}
 
 
 def test_receive_records_in_the_callers_transaction(db):
