@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from psycopg.pq import TransactionStatus
 
 import factories
 import mailglass_reconcile
@@ -42,8 +43,8 @@ def test_every_statement_of_a_transaction_has_a_lock_timeout_and_a_statement_tim
     observed, unbounded = [], []
 
     def look(connection: sa.Connection, cursor: Any, sql: str, *unused: object) -> None:
-        observed.append(sql)
-        if not cursor.connection.autocommit:
+        if cursor.connection.info.transaction_status == TransactionStatus.INTRANS:
+            observed.append(sql)
             with cursor.connection.cursor() as own:
                 if "0" in own.execute(_BOUNDS).fetchone():
                     unbounded.append(sql)
