@@ -3,7 +3,7 @@
 import pytest
 
 import factories
-from commands import conforming, run, run_forked
+from commands import conforming, run, run_forked, run_unchecked
 
 pytestmark = pytest.mark.version_independent
 
@@ -36,3 +36,11 @@ def test_the_newest_are_shown_and_how_to_see_more(db, sent):
 
 def test_it_runs_in_a_process_of_its_own(db, sent):
     assert f"mailglass-reconcile explain {sent}" in run_forked(db, "find", "m-1").stdout
+
+
+def test_a_database_that_refuses_does_not_show_the_address(db, sent):
+    db.run("ALTER TABLE mailglass_deliveries RENAME COLUMN mailable TO mailed")
+    result = run_unchecked(db, "find", "-", stdin=ADA)
+    db.run("ALTER TABLE mailglass_deliveries RENAME COLUMN mailed TO mailable")
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert "lovelace" not in result.stderr

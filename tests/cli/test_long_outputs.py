@@ -73,7 +73,7 @@ EVENTS = (
     *("RECIPIENT-LOST", "GENERATED-ID", "MISTYPED", "TOO-LONG", "EXPIRED", "UNSEEN", "WAITING", "NO-ORPHAN"),
 )
 OUTPUTS = {
-    **{f"explain-{name.lower()}": ["explain", name] for name in (*EVENTS, "DELIVERY")},
+    **{f"explain-{name.lower()}": ["explain", name] for name in (*EVENTS, "DELIVERY", "FOREIGN-DELIVERY")},
     "find-address": ["find", ADA],
     "find-message": ["find", "theirs"],
     "link-dry-run": ["link", "AMBIGUOUS", "TWIN-2", "--reason", "ticket 4711", "--dry-run"],

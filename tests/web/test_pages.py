@@ -90,9 +90,20 @@ def test_the_steps_of_a_remedy_are_a_numbered_list(db):
     visitor = Visitor(app(db))
     steps = re.findall(r"<li>(.*?)</li>", visitor.get(f"/events/{mismatch}").text.partition('class="remedy"')[2])[:2]
     assert [step.split()[0] for step in steps] == ["Route", "Have"]
+    assert 'data-copy="mailglass-reconcile trigger postmark delivered --message-id theirs' in "".join(steps)
     text = visitor.get(f"/events/{unmatched}").text
     assert "To link it:" in text
     assert 'class="remedy"' not in text
+
+
+def test_an_operator_chooses_between_two_deliveries_by_what_differs(db):
+    """Each possible delivery has its mailable, time and state, and the command that links it."""
+    deliveries = {factories.delivery(db, "m-1") for _ in range(2)}
+    event = factories.orphan(db, factories.postmark("m-1"))
+    text = html.unescape(Visitor(app(db)).get(f"/events/{event}").text)
+    words = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", text))
+    assert words.count("Welcome dispatched, stored 4 minutes ago") == 2
+    assert set(re.findall(rf"data-copy=\"mailglass-reconcile link {event} (\S+) --reason ''\"", text)) == deliveries
 
 
 def test_no_address_subject_or_body_is_on_any_page(db, planted_rows):
