@@ -42,7 +42,7 @@ def server(context: CheckContext) -> Iterator[Finding]:
     elif row.read_only and (row.is_for_all or context.is_full):
         yield error(
             "transactions are read-only by default (default_transaction_read_only): nothing can be recorded or linked",
-            f"SET default_transaction_read_only = off; {row.changed_by} RESET default_transaction_read_only"
+            f"BEGIN READ WRITE; {row.changed_by} RESET default_transaction_read_only; COMMIT"
             if row.changed_by
             else "set default_transaction_read_only = off in postgresql.conf, or where this process sets it",
         )
