@@ -66,7 +66,7 @@ def bare_celery():
         ({"CELERY_BEAT_SCHEDULE": {"other": {"task": "shop.other", "schedule": 1}}}, ["W002"]),
         ({"MAILGLASS_DATABASE_ALIAS": "absent"}, ["E001"]),
         ({"MAILGLASS_DATABASE_ALIAS": "other"}, ["E001"]),
-        ({"MAILGLASS_TENANT": "shop.nowhere.tenant"}, ["E002"]),
+        ({"MAILGLASS_TENANT": "nowhere.tenant"}, ["E002"]),
         ({"MAILGLASS_TENANT": 5}, ["E002"]),
         ({"MAILGLASS_TENANT_REQUIRED": True}, ["E005"]),
         ({"MAILGLASS_DELIVERY": "nowhere.values"}, ["E004"]),
