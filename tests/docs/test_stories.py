@@ -203,7 +203,8 @@ def test_celery_with_an_app_of_its_own(reader, empty_database_url):
     reader.process.wait_for("'tenant_id': 'acme'")
     (app,) = [block.text for block in installing if block.text.startswith("# shop.py")]
     options, routes, working, *_ = pages.section(page, "Queues and options")
-    reader.save("shop.py", "\n".join([app, options.text, routes.text]))
+    *start, _ = app.splitlines()
+    reader.save("shop.py", "\n".join([*start, options.text, routes.text]))
     reader.process.stop()
     reader.follow([working, calling])
     wait_until(lambda: tables.values(swept) == ["ok"] * 3)
