@@ -289,6 +289,11 @@ def test_a_hostile_row_is_counted_with_its_reason_and_the_rest_of_its_batch_is_l
     assert (result.status, result.published) == ("ok", 2 * result.linked)
 
 
+def test_the_catalogue_has_at_least_45_kinds() -> None:
+    """Tests are generated from the catalogue, so a lost kind would go unnoticed."""
+    assert len(KINDS) >= 45
+
+
 @pytest.mark.parametrize(
     "value",
     ['{"a": "\\u0000"}', '{"a": "\\ud800"}', "[" * 20_000 + "]" * 20_000, "{", ""],
