@@ -67,7 +67,10 @@ def test_strangers_leave_signed_webhooks_answered_and_the_receivers_log_quiet(db
 
 
 def test_a_client_receives_the_response_to_a_body_that_the_receiver_does_not_read(db, tmp_path):
-    """nginx sends a body of at most 16 kB with its head; while it sends a larger one, the connection may be closed."""
+    """A body of at most 16 kB, which nginx sends with the head, gets the receiver's status.
+
+    While nginx sends a larger one, the receiver may close the connection first; nginx then answers with 502.
+    """
     (tmp_path / "nginx").mkdir()
     wrong = {"Authorization": "Basic bm86bm8="}
     with receiving(db, tmp_path) as (base, _), behind_nginx(base, tmp_path / "nginx") as address:
