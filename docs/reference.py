@@ -2,7 +2,7 @@
 
 `python docs/reference.py` writes them; with `--check`, it names the files that differ, and exits with 1. A block stands
 between the comments `<!-- NAME: written by docs/reference.py -->` and `<!-- end -->`. A limit stands before a comment
-that names it: `60<!-- store.runs.RETENTION_DAYS -->`, or `two<!-- web.access.SESSION_SECONDS in hours -->`. The owner's
+that names it: `60<!-- store.tables.runs.RETENTION_DAYS -->`, or `two<!-- web.access.SESSION_SECONDS in hours -->`. The owner's
 markers in pyproject.toml and `errors.ON_PYPI` change the address to clone, the contacts, and the lines with `pip install`.
 """
 
@@ -41,8 +41,8 @@ from mailglass_reconcile.rules.event_types import TYPES
 from mailglass_reconcile.rules.matching import MAX_ID_LENGTH
 from mailglass_reconcile.rules.states import EVENT_STATES, MEANINGS, OPEN_STATES, OUTCOMES, SKIPPED
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
-from mailglass_reconcile.store import privileges
-from mailglass_reconcile.store.window import NewerOrphans
+from mailglass_reconcile.store.migration import privileges
+from mailglass_reconcile.store.queries.window import NewerOrphans
 from mailglass_reconcile.web import metrics as dashboard_metrics
 
 DOCS = Path(__file__).parent

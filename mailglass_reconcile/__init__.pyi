@@ -65,8 +65,8 @@ from .schedule import (
     make_beat_schedule as make_beat_schedule,
 )
 from .settings import Settings as Settings
-from .store.schema import include_object as include_object
-from .sweep.matcher import EventMatch as EventMatch
+from .store.installed import include_object as include_object
+from .linking.matcher import EventMatch as EventMatch
 from .sweep.recent import reconcile_recent as reconcile_recent
 from .sweep.reconciler import reconcile as reconcile
 from .sweep.result import SweepResult as SweepResult

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 
-from mailglass_reconcile.store.ledger import ClaimedEvent
+from mailglass_reconcile.store.tables.ledger import ClaimedEvent
 
 # Types and tenants are few, and ids need no quoting: an encoder costs three times as much as a template.
 _to_json = lru_cache(maxsize=1_000)(json.dumps)

@@ -30,11 +30,11 @@ from mailglass_reconcile.schedule import (
     SWEEP_TASK,
     warn_without_celery,
 )
-from mailglass_reconcile.store import schema
+from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.database import OpenConnection
 from mailglass_reconcile.store.engines import connect
-from mailglass_reconcile.store.runs import RUNNING_APP, CeleryApp, Origin, Run, RunKind
-from mailglass_reconcile.store.window import Range
+from mailglass_reconcile.store.queries.window import Range
+from mailglass_reconcile.store.tables.runs import RUNNING_APP, CeleryApp, Origin, Run, RunKind
 from mailglass_reconcile.sweep import ranges, recent, reconciler, run_log
 from mailglass_reconcile.sweep.interruption import stop_on_signal
 from mailglass_reconcile.sweep.reconciler import Sweep
@@ -364,7 +364,7 @@ def _warn_if_not_migrated() -> None:
         with database_errors(), connect(runtime.get_engine()) as connection:
             try:
                 with OpenConnection(connection, runtime.get_settings()).reading() as tx:
-                    schema.require_migrated(tx)
+                    installed.require_migrated(tx)
             finally:
                 connection.invalidate()  # a fork would share a connection in an application's pool
     except MailglassReconcileError as error:

@@ -14,7 +14,7 @@ import oracle
 from mailglass_reconcile.rules import event_types
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database
-from mailglass_reconcile.store.ledger import ClaimedEvent
+from mailglass_reconcile.store.tables.ledger import ClaimedEvent
 from projecting import apply_projection
 
 pytestmark = pytest.mark.version_independent

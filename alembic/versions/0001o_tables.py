@@ -1,7 +1,7 @@
 """Our tables; and those of deliveries, events and webhooks where there are none."""
 
-from mailglass_reconcile.store import script
 from mailglass_reconcile.store.migration.operations import execute, is_new_ledger
+from mailglass_reconcile.store.schema import script
 
 revision = "0001o"
 down_revision = None

@@ -38,7 +38,7 @@ def migrate(plan: bool, check: bool, grants: bool, remove: bool, tables: bool, y
     from mailglass_reconcile.store.migration import runner  # noqa: PLC0415 - takes a fifth of a command's start
 
     if grants:
-        from mailglass_reconcile.store import privileges  # noqa: PLC0415 - as above
+        from mailglass_reconcile.store.migration import privileges  # noqa: PLC0415 - as above
 
         click.echo(privileges.load_script(runtime.get_settings().database_schema), nl=False)
         return

@@ -6,8 +6,9 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.rules.humanize import pluralize
-from mailglass_reconcile.store import schema, stored_keys
+from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.database import NIL, OpenConnection
+from mailglass_reconcile.store.tables import stored_keys
 
 
 @click.command(epilog="Example: mailglass-reconcile rekey")
@@ -18,7 +19,7 @@ def rekey() -> None:
     """
     with runtime.database().connect() as connected:
         with connected.reading() as tx:
-            schema.require_migrated(tx)
+            installed.require_migrated(tx)
         count = _clear_all_keys(connected)
     click.echo(f"the next sweep reads the message ids of {pluralize(count, 'open event')} again")
 

@@ -9,13 +9,13 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import DatabaseUnavailableError
-from mailglass_reconcile.store import schema
+from mailglass_reconcile.store import installed
 
 
 def require_schema() -> None:
     """Raise an error if the database is not migrated; ignore a server that cannot be reached: it may start later."""
     with suppress(DatabaseUnavailableError), runtime.database().reading() as tx:
-        schema.require_migrated(tx)
+        installed.require_migrated(tx)
 
 
 def address_options(port: int) -> Callable[[Callable[..., None]], Callable[..., None]]:

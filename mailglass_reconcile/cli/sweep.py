@@ -25,13 +25,13 @@ from mailglass_reconcile.cli.output import (
     warn_of_unknown_tenant,
 )
 from mailglass_reconcile.handlers import registration
+from mailglass_reconcile.linking.link import Pairs
 from mailglass_reconcile.ops import orphans, targeted_sweep
 from mailglass_reconcile.ops.targeted_sweep import Target
 from mailglass_reconcile.rules.humanize import format_duration_ms, pluralize, sanitize
 from mailglass_reconcile.rules.states import MEANINGS, OUTCOMES, SKIPPED
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.interruption import stop_on_signal
-from mailglass_reconcile.sweep.link import Pairs
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult, format_remaining
 

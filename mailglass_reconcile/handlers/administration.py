@@ -12,9 +12,9 @@ from mailglass_reconcile.handlers import registration
 from mailglass_reconcile.rules.event_types import TYPES
 from mailglass_reconcile.rules.humanize import did_you_mean, format_duration, pluralize, sanitize
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import handled_types, outbox
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.handled_types import Registered, Registration
+from mailglass_reconcile.store.tables import handled_types, outbox
+from mailglass_reconcile.store.tables.handled_types import Registered, Registration
 
 UNSEEN_SECONDS = 20 * 60
 """Seconds after which no dispatcher has a handler any more: each writes its own every ten minutes."""

@@ -26,13 +26,13 @@ from mailglass_reconcile.handlers import execution, registration
 from mailglass_reconcile.handlers.execution import Begin, HandlerTransaction
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import handled_types, outbox, runs
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import SessionTransaction
-from mailglass_reconcile.store.handled_types import Registration
 from mailglass_reconcile.store.limits import Limits
-from mailglass_reconcile.store.outbox import Claim, Failure, Job
-from mailglass_reconcile.store.runs import Origin, Run
+from mailglass_reconcile.store.tables import handled_types, outbox, runs
+from mailglass_reconcile.store.tables.handled_types import Registration
+from mailglass_reconcile.store.tables.outbox import Claim, Failure, Job
+from mailglass_reconcile.store.tables.runs import Origin, Run
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import DatabaseRefusedError, format_command
 from mailglass_reconcile.rules import handlers as registry
-from mailglass_reconcile.store import handled_types
 from mailglass_reconcile.store.database import Database, OpenConnection, uuid7_bounds
-from mailglass_reconcile.store.handled_types import Registration
-from mailglass_reconcile.store.outbox import NewJob
+from mailglass_reconcile.store.tables import handled_types
+from mailglass_reconcile.store.tables.handled_types import Registration
+from mailglass_reconcile.store.tables.outbox import NewJob
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from mailglass_reconcile.rules import event_types, provider_rules, times
 from mailglass_reconcile.rules.addresses import contains_address, normalize_address
 from mailglass_reconcile.rules.humanize import format_ago, pluralize, sanitize
 from mailglass_reconcile.rules.smtp import smtp_status
-from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.database import Transaction, array_literal, column_arrays
+from mailglass_reconcile.store.tables import ledger
 
 MAX_EVENTS = 200
 """The number of latest events that are read of a delivery: a robot may open a mail ten thousand times."""

@@ -11,6 +11,8 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import format_command, with_local_names
+from mailglass_reconcile.linking import matcher
+from mailglass_reconcile.linking.matcher import EventMatch, OrphanMatch
 from mailglass_reconcile.ops import deliveries, lock_holders, orphans
 from mailglass_reconcile.ops.deliveries import DeliverySummary, NamingOrphan
 from mailglass_reconcile.ops.lock_holders import LockHolder
@@ -30,11 +32,10 @@ from mailglass_reconcile.rules.remedy import WrongTenant
 from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.rules.states import EventState, MatchState
 from mailglass_reconcile.rules.times import format_time
-from mailglass_reconcile.store import ledger, open_orphans, schema
+from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.database import Database, Transaction
-from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH, NO_KEYS, OrphanRow
-from mailglass_reconcile.sweep import matcher
-from mailglass_reconcile.sweep.matcher import EventMatch, OrphanMatch
+from mailglass_reconcile.store.tables import ledger, open_orphans
+from mailglass_reconcile.store.tables.open_orphans import MAX_TENANT_LENGTH, NO_KEYS, OrphanRow
 
 JsonType = Literal["string", "boolean", "number", "array", "object"]
 
@@ -498,7 +499,7 @@ def _find_remedy(tx: Transaction, row: sa.Row[Any], event_match: EventMatch, *, 
     wrong_tenant = None
     if event_match.state == TENANT_MISMATCH and (provider := event_match.keys.provider):
         foreign = next(candidate for candidate in event_match.deliveries if candidate.has_provider(provider))
-        in_mailglass = schema.is_made_by_mailglass(tx)
+        in_mailglass = installed.is_made_by_mailglass(tx)
         wrong_tenant = WrongTenant(foreign.tenant_id, foreign.candidate_id, provider, row.type, in_mailglass)
     return remedy.find_steps(
         row.id,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.outbox import Facts
+from mailglass_reconcile.store.tables import outbox
+from mailglass_reconcile.store.tables.outbox import Facts
 
 MAX_JOBS = 1_000
 MAX_GROUPS = 100

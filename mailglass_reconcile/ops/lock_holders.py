@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mailglass_reconcile.linking import matcher
+from mailglass_reconcile.linking.matcher import OrphanMatch
 from mailglass_reconcile.rules.humanize import sanitize
 from mailglass_reconcile.rules.matching import MATCHED
-from mailglass_reconcile.store import open_orphans
 from mailglass_reconcile.store.database import Transaction, column_arrays
-from mailglass_reconcile.sweep import matcher
-from mailglass_reconcile.sweep.matcher import OrphanMatch
+from mailglass_reconcile.store.tables import open_orphans
 
 ORPHANS_READ = 10_000
 """Open orphans among which late ones are looked for."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import CheckContext, Finding
 from mailglass_reconcile.ops.runs import RunHistory
-from mailglass_reconcile.store import outbox, runs
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.window import NewerOrphans
+from mailglass_reconcile.store.queries.window import NewerOrphans
+from mailglass_reconcile.store.tables import outbox, runs
 
 TIMEOUT_MS = 2_000
 

@@ -14,19 +14,21 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.linking import matcher
+from mailglass_reconcile.linking.matcher import EventMatch
 from mailglass_reconcile.ops import runs
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.addresses import normalize_address
 from mailglass_reconcile.rules.matching import MATCHED, TENANT_MISMATCH, Keys, spellings_of
-from mailglass_reconcile.store import listing, open_orphans, schema, window
+from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import STATEMENT_TIMEOUT_MS, Database, Transaction
-from mailglass_reconcile.store.listing import EXPIRED, WAITING, Cause, ListedEvent, ListFilter
-from mailglass_reconcile.store.open_orphans import OrphanRow
-from mailglass_reconcile.store.runs import OpenGroup
-from mailglass_reconcile.store.window import NewerOrphans
-from mailglass_reconcile.sweep import matcher
-from mailglass_reconcile.sweep.matcher import EventMatch
+from mailglass_reconcile.store.queries import listing, window
+from mailglass_reconcile.store.queries.listing import EXPIRED, WAITING, Cause, ListedEvent, ListFilter
+from mailglass_reconcile.store.queries.window import NewerOrphans
+from mailglass_reconcile.store.tables import open_orphans
+from mailglass_reconcile.store.tables.open_orphans import OrphanRow
+from mailglass_reconcile.store.tables.runs import OpenGroup
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -129,7 +131,7 @@ def load_page(
     """
     runtime.load_imports(only_warn=True)
     with database.reading(timeout_ms) as tx:
-        schema.require_migrated(tx)
+        installed.require_migrated(tx)
         if after and not listing.has_event(tx, after):
             raise LookupError(f"the ledger has no event {after}")
         if filters.state == EXPIRED:

@@ -11,8 +11,9 @@ from typing import Any
 
 from mailglass_reconcile.mailglass_compat import raw_webhooks
 from mailglass_reconcile.ops import pruner
-from mailglass_reconcile.store import outbox, retention, schema
+from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.database import Database, Transaction
+from mailglass_reconcile.store.tables import outbox, retention
 
 TIMEOUT_MS = 240_000
 
@@ -92,8 +93,8 @@ def preview(database: Database) -> list[Preview]:
     """Count the rows that each step of a prune would change now, in order."""
     max_age = {"max_age_minutes": database.settings.max_age_minutes}
     with database.reading(TIMEOUT_MS) as tx:
-        schema.require_migrated(tx)
-        days = pruner.retention_days(database.settings, made_by_mailglass=schema.is_made_by_mailglass(tx))
+        installed.require_migrated(tx)
+        days = pruner.retention_days(database.settings, made_by_mailglass=installed.is_made_by_mailglass(tx))
         webhooks = (
             (status, raw_webhooks.COUNT_OLD, {"status": status, "days": days[status]})
             for status in ("succeeded", "dead", "failed")

@@ -21,9 +21,11 @@ from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.rules.matching import UNMATCHABLE, UNMATCHED
 from mailglass_reconcile.rules.states import RunStatus
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import outbox, privileges, refusals, repair, retention, runs, schema
+from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.database import STATEMENT_TIMEOUT_MS, Database, OpenConnection, with_retries
-from mailglass_reconcile.store.runs import Origin, Run
+from mailglass_reconcile.store.migration import privileges
+from mailglass_reconcile.store.tables import outbox, refusals, repair, retention, runs
+from mailglass_reconcile.store.tables.runs import Origin, Run
 from mailglass_reconcile.sweep.reading import ChunkReader, match_slice
 
 logger = logging.getLogger(__name__)
@@ -92,8 +94,8 @@ def prune_with(database: Database, origin: Origin = "python") -> PruneResult:
     began = time.monotonic()
     runtime.load_imports(only_warn=True)
     with database.reading() as tx:
-        schema.require_migrated(tx)
-        made_by_mailglass = schema.is_made_by_mailglass(tx)
+        installed.require_migrated(tx)
+        made_by_mailglass = installed.is_made_by_mailglass(tx)
     prune_run = _Prune(database, made_by_mailglass=made_by_mailglass)
     prune_run.run()
     prune_run.add_to_history(origin, began)

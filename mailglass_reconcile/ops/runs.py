@@ -11,9 +11,9 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.rules.states import OpenState, RunStatus
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS, SWEEP_INTERVAL_SECONDS
-from mailglass_reconcile.store import runs
 from mailglass_reconcile.store.database import Database, Transaction
-from mailglass_reconcile.store.runs import OpenGroup, Origin, RunKind
+from mailglass_reconcile.store.tables import runs
+from mailglass_reconcile.store.tables.runs import OpenGroup, Origin, RunKind
 
 if TYPE_CHECKING:
     from mailglass_reconcile.singleton.lock import Holder

@@ -12,10 +12,10 @@ from mailglass_reconcile.ops.deliveries import DeliverySummary
 from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.matching import is_usable, spellings_of
-from mailglass_reconcile.store import personal_data
 from mailglass_reconcile.store.database import Database, Transaction
-from mailglass_reconcile.store.listing import ListedEvent
-from mailglass_reconcile.store.personal_data import PersonFilter
+from mailglass_reconcile.store.queries.listing import ListedEvent
+from mailglass_reconcile.store.tables import personal_data
+from mailglass_reconcile.store.tables.personal_data import PersonFilter
 
 READ_LIMIT = 100_000
 """Deliveries, and open orphans, of one address or id among which the newest are chosen: about a second."""

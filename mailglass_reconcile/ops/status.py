@@ -14,10 +14,11 @@ from mailglass_reconcile.ops.lock_holders import LockHolder
 from mailglass_reconcile.ops.runs import FirstRunState, ListedRun
 from mailglass_reconcile.ops.time_series import TimeBucket
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
-from mailglass_reconcile.store import schema, window
+from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.listing import Cause
-from mailglass_reconcile.store.runs import OpenGroup
+from mailglass_reconcile.store.queries import window
+from mailglass_reconcile.store.queries.listing import Cause
+from mailglass_reconcile.store.tables.runs import OpenGroup
 
 LAST_RUNS = 5
 OVERVIEW_ROWS = 10
@@ -146,7 +147,7 @@ def load_status(
     """
     runtime.load_imports(only_warn=True)
     with database.reading() as tx:
-        schema.require_migrated(tx)
+        installed.require_migrated(tx)
         context = CheckContext(tx, max_lag_seconds)
         counted = _count_of_last_sweep(context, tenant_id) or _count_now(context, tenant_id)
         return _status(context, checks.run_fast(context), counted, tenant_id, LAST_RUNS)
@@ -155,7 +156,7 @@ def load_status(
 def load_overview(database: Database, *, seconds: int) -> Overview:
     """Return the overview, with charts of the last *seconds*; at a cost independent of the open orphans."""
     with database.reading(database.limits.fast_timeout_ms) as tx:
-        schema.require_migrated(tx)
+        installed.require_migrated(tx)
         context = CheckContext(tx)
         health = _health(context)
         is_healthy = not sentences(health.findings, ERROR)
@@ -176,7 +177,7 @@ def load_overview(database: Database, *, seconds: int) -> Overview:
 def load_health(database: Database) -> Health:
     """Run the fast checks; their cost does not depend on the number of open orphans."""
     with database.reading(database.limits.fast_timeout_ms) as tx:
-        schema.require_migrated(tx)
+        installed.require_migrated(tx)
         return _health(CheckContext(tx))
 
 

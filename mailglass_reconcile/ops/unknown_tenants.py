@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mailglass_reconcile.rules.humanize import sanitize_tenant
-from mailglass_reconcile.store import window
 from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.store.queries import window
 
 TIMEOUT_MS = 24_000
 

@@ -1,6 +1,6 @@
 """Samples: what each provider sends for an event of each type, to try an installation without its account.
 
-`records/NAME.json` has the bodies, before they are signed: documented and captured ones, with the keys that we or
+`builtin/NAME.json` has the bodies, before they are signed: documented and captured ones, with the keys that we or
 Anymail read, and values of our own. Whole payloads, which prove that webhooks are read, are in the tests.
 """
 
@@ -21,7 +21,7 @@ _PLACEHOLDER = re.compile(r'"\{(\w+)\}"')
 @cache
 def load_samples(provider: str) -> dict[str, Any]:
     """Return a built-in provider's bodies by type of event, with placeholders."""
-    samples: dict[str, Any] = json.loads((Path(__file__).parent / "records" / f"{provider}.json").read_text())
+    samples: dict[str, Any] = json.loads((Path(__file__).parent / "builtin" / f"{provider}.json").read_text())
     return samples
 
 

@@ -23,10 +23,10 @@ from mailglass_reconcile.providers import registry
 from mailglass_reconcile.pubsub.background import Queue
 from mailglass_reconcile.record import after_commit
 from mailglass_reconcile.rules import provider_rules
-from mailglass_reconcile.store import refusals
 from mailglass_reconcile.store.database import OpenConnection
 from mailglass_reconcile.store.engines import database_identity
-from mailglass_reconcile.store.refusals import Refused, Source
+from mailglass_reconcile.store.tables import refusals
+from mailglass_reconcile.store.tables.refusals import Refused, Source
 
 logger = logging.getLogger(__name__)
 

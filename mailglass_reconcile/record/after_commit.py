@@ -33,19 +33,20 @@ from sqlalchemy.util import greenlet_spawn
 
 from mailglass_reconcile import projector, runtime, telemetry
 from mailglass_reconcile.errors import is_data_error, is_transient, translate
+from mailglass_reconcile.linking.halving import RowFailure, run_halved
+from mailglass_reconcile.linking.link import ExtraMetadata, Pairs
+from mailglass_reconcile.linking.matcher import match_orphans, unchecked_metadata
 from mailglass_reconcile.pubsub import lazy_redis
 from mailglass_reconcile.pubsub.background import Queue
 from mailglass_reconcile.record import failures
 from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.rules.states import MatchState
-from mailglass_reconcile.store import engines, ledger, open_orphans
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import OpenConnection, Transaction
 from mailglass_reconcile.store.engines import as_session
-from mailglass_reconcile.store.ledger import ClaimedEvent
 from mailglass_reconcile.store.limits import Limits
-from mailglass_reconcile.sweep.halving import RowFailure, run_halved
-from mailglass_reconcile.sweep.link import ExtraMetadata, Pairs
-from mailglass_reconcile.sweep.matcher import match_orphans, unchecked_metadata
+from mailglass_reconcile.store.tables import ledger, open_orphans
+from mailglass_reconcile.store.tables.ledger import ClaimedEvent
 
 logger = logging.getLogger(__name__)
 

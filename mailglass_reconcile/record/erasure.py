@@ -19,10 +19,11 @@ from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import validation
 from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.rules.humanize import pluralize
-from mailglass_reconcile.store import deliveries, personal_data, schema
+from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import NIL, Database, Transaction
-from mailglass_reconcile.store.personal_data import PersonFilter
+from mailglass_reconcile.store.tables import deliveries, personal_data
+from mailglass_reconcile.store.tables.personal_data import PersonFilter
 
 APPLICATION_METADATA = (
     "metadata that your application gave to append, to record_webhook, or to record_send for other recipients, and"
@@ -116,7 +117,7 @@ def erase_with(database: Database, target: ErasureTarget, *, dry_run: bool = Fal
     """Erase in batches, each in its own transaction, or count with *dry_run*; a second call continues."""
     with database.connect() as connected:
         with connected.reading() as tx:
-            schema.require_migrated(tx)
+            installed.require_migrated(tx)
         return _erase(connected.reading if dry_run else connected.writing, target, dry_run=dry_run)
 
 
@@ -134,7 +135,7 @@ def validate_erasure(recipient: object, tenant_id: object = None) -> ErasureTarg
 def _erase(begin: Begin, target: ErasureTarget, *, dry_run: bool = False) -> Erased:
     erase_pages = partial(_erase_pages, begin, target.person, dry_run=dry_run)
     with begin() as tx:
-        is_mailglass = schema.is_made_by_mailglass(tx)
+        is_mailglass = installed.is_made_by_mailglass(tx)
     orphans = erase_pages(personal_data.page_of_open_orphans, target.is_recipient, personal_data.erase_open_orphans)
     if is_mailglass:
         return Erased(0, orphans, 0, (APPLICATION_METADATA, MAILGLASS_TABLES))

@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import failures, validation
-from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import uuid7
-from mailglass_reconcile.store.ledger import Entry
+from mailglass_reconcile.store.tables import ledger
+from mailglass_reconcile.store.tables.ledger import Entry
 
 RESERVED_KEYS = ("reconciled:", "webhook:", "send:")
 """Prefixes of the keys that this package makes itself."""

@@ -15,11 +15,12 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError, InvalidEventError
 from mailglass_reconcile.record import after_commit, validation
 from mailglass_reconcile.record.after_commit import Recorded, make_action
-from mailglass_reconcile.store import ledger, open_orphans, schema
+from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Database, Transaction
-from mailglass_reconcile.store.ledger import ClaimedEvent
-from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
+from mailglass_reconcile.store.tables import ledger, open_orphans
+from mailglass_reconcile.store.tables.ledger import ClaimedEvent
+from mailglass_reconcile.store.tables.open_orphans import MAX_TENANT_LENGTH
 
 LINKED_BY = "hand"
 
@@ -97,7 +98,7 @@ def link_with(database: Database, manual: ManualLink) -> Recorded:
     runtime.load_imports()
     with database.connect() as connected:
         with connected.reading() as tx:
-            schema.require_migrated(tx)
+            installed.require_migrated(tx)
         with connected.writing() as tx:
             linked = _link(tx, manual)
         recorded = after_commit.attach_actions(connected.connection, [_recorded(linked)])
@@ -108,7 +109,7 @@ def link_with(database: Database, manual: ManualLink) -> Recorded:
 def require_linkable(database: Database, manual: ManualLink) -> None:
     """Raise an error unless the event can be linked to the delivery; write nothing."""
     with database.reading() as tx:
-        schema.require_migrated(tx)
+        installed.require_migrated(tx)
         _load_and_require_linkable(tx, manual)
 
 

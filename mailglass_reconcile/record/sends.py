@@ -20,18 +20,18 @@ from sqlalchemy.orm import Session
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError
+from mailglass_reconcile.linking.link import ExtraMetadata, Pairs, link_in
+from mailglass_reconcile.linking.matcher import match_orphans, unchecked_metadata
 from mailglass_reconcile.record import after_commit, failures, validation
 from mailglass_reconcile.record.after_commit import LookUp, RecordedDelivery, make_action
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.addresses import normalize_address
 from mailglass_reconcile.rules.humanize import sanitize
-from mailglass_reconcile.store import open_orphans, sends
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Transaction, uuid7
-from mailglass_reconcile.store.ledger import NOW, ClaimedEvent, Entry
-from mailglass_reconcile.store.sends import Campaign, NewDelivery
-from mailglass_reconcile.sweep.link import ExtraMetadata, Pairs, link_in
-from mailglass_reconcile.sweep.matcher import match_orphans, unchecked_metadata
+from mailglass_reconcile.store.tables import open_orphans, sends
+from mailglass_reconcile.store.tables.ledger import NOW, ClaimedEvent, Entry
+from mailglass_reconcile.store.tables.sends import Campaign, NewDelivery
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError
+from mailglass_reconcile.linking.matcher import EventKeys, match_events
 from mailglass_reconcile.record import after_commit, failures, validation
 from mailglass_reconcile.record.after_commit import LookUp, Recorded, make_action
 from mailglass_reconcile.rules import provider_rules
@@ -27,12 +28,11 @@ from mailglass_reconcile.rules.humanize import sanitize
 from mailglass_reconcile.rules.matching import MAX_ID_LENGTH, Document, Keys, keys_of
 from mailglass_reconcile.rules.provider_rules import SMTP_MESSAGE_ID
 from mailglass_reconcile.rules.smtp import smtp_status
-from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Transaction, uuid7s
-from mailglass_reconcile.store.ledger import Entry
-from mailglass_reconcile.store.stored_keys import StoredKeys
-from mailglass_reconcile.sweep.matcher import EventKeys, match_events
+from mailglass_reconcile.store.tables import ledger
+from mailglass_reconcile.store.tables.ledger import Entry
+from mailglass_reconcile.store.tables.stored_keys import StoredKeys
 
 ADDRESS_KEYS = ("recipient", "email")
 """Top-level names under which providers put the recipient's address, in any case."""

@@ -150,7 +150,7 @@ class Record(Protocol):
     has_private_key: bool
 
 
-_RECORDS = "mailglass_reconcile.providers.records"
+_RECORDS = "mailglass_reconcile.providers.builtin"
 """The package of the records: one module per provider, with its canonical name. It is imported on first look-up."""
 
 

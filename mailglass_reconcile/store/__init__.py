@@ -1,1 +1,1 @@
-"""Everything that is only about Postgres: connections, tables, migrations."""
+"""Everything that is only about Postgres: connections, the schema, tables, queries, migrations."""

@@ -19,7 +19,7 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import OpenConnection, Transaction, is_schema_error, require_revision
 from mailglass_reconcile.store.limits import LIMITS, Limits
-from mailglass_reconcile.store.script import SCOPE
+from mailglass_reconcile.store.schema.script import SCOPE
 
 UTF8 = ("UTF8", "UNICODE")
 """The names of the encoding in Postgres."""

@@ -37,12 +37,13 @@ from mailglass_reconcile.errors import (
     sqlstate,
 )
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import engines, location, ownership, revision, script
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.engines import ISOLATION
 from mailglass_reconcile.store.limits import LIMITS, Limits
-from mailglass_reconcile.store.location import SchemaTables
-from mailglass_reconcile.store.ownership import Owned, WrongFunction
-from mailglass_reconcile.store.script import SCOPE
+from mailglass_reconcile.store.schema import location, ownership, revision, script
+from mailglass_reconcile.store.schema.location import SchemaTables
+from mailglass_reconcile.store.schema.ownership import Owned, WrongFunction
+from mailglass_reconcile.store.schema.script import SCOPE
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from mailglass_reconcile.linking.link import Batch
 from mailglass_reconcile.store.limits import Limits
-from mailglass_reconcile.store.window import Group, Selection
-from mailglass_reconcile.sweep.link import Batch
+from mailglass_reconcile.store.queries.window import Group, Selection
 
 
 class SweepCounters:

@@ -6,9 +6,9 @@ import math
 from itertools import pairwise
 
 from mailglass_reconcile.errors import InvalidArgumentError
-from mailglass_reconcile.store import window
 from mailglass_reconcile.store.database import Database, with_retries
-from mailglass_reconcile.store.window import Range
+from mailglass_reconcile.store.queries import window
+from mailglass_reconcile.store.queries.window import Range
 
 MOST_RANGES = 100
 """A backlog that would need more gets larger ones."""

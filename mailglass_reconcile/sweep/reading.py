@@ -12,13 +12,13 @@ from uuid import UUID
 from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile.errors import is_data_error, sqlstate
+from mailglass_reconcile.linking.halving import Retry, RowFailure, run_halved
+from mailglass_reconcile.linking.matcher import OrphanMatch, match_orphans
 from mailglass_reconcile.rules import provider_rules
-from mailglass_reconcile.store import open_orphans
 from mailglass_reconcile.store.database import OpenConnection, Reading, Transaction
-from mailglass_reconcile.store.open_orphans import OrphanRow
-from mailglass_reconcile.store.window import Part
-from mailglass_reconcile.sweep.halving import Retry, RowFailure, run_halved
-from mailglass_reconcile.sweep.matcher import OrphanMatch, match_orphans
+from mailglass_reconcile.store.queries.window import Part
+from mailglass_reconcile.store.tables import open_orphans
+from mailglass_reconcile.store.tables.open_orphans import OrphanRow
 
 logger = logging.getLogger(__name__)
 

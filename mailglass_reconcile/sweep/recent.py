@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidArgumentError
-from mailglass_reconcile.store.runs import Origin
+from mailglass_reconcile.store.tables.runs import Origin
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 

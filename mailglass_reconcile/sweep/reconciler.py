@@ -26,17 +26,16 @@ from mailglass_reconcile.errors import (
     sqlstate,
     translate,
 )
+from mailglass_reconcile.linking.link import ExtraMetadata, Pairs, link_batch
+from mailglass_reconcile.linking.matcher import OrphanMatch, unchecked_metadata
 from mailglass_reconcile.mailglass_compat import unchecked_links
 from mailglass_reconcile.pubsub import Published, Publisher
 from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.rules.matching import MATCHED
 from mailglass_reconcile.rules.states import OUTCOMES, SKIPPED, SweepStatus
-from mailglass_reconcile.store import open_orphans, privileges, stored_keys
 from mailglass_reconcile.store.database import Database, OpenConnection, Transaction, with_retries
-from mailglass_reconcile.store.open_orphans import Cursor, OrphanRow
-from mailglass_reconcile.store.runs import COUNTS, Origin, Run, RunKind
-from mailglass_reconcile.store.stored_keys import StoredKeys
-from mailglass_reconcile.store.window import (
+from mailglass_reconcile.store.migration import privileges
+from mailglass_reconcile.store.queries.window import (
     EVERYTHING,
     Group,
     OrphanFilter,
@@ -49,10 +48,12 @@ from mailglass_reconcile.store.window import (
     select_next_first,
     select_orphans,
 )
+from mailglass_reconcile.store.tables import open_orphans, stored_keys
+from mailglass_reconcile.store.tables.open_orphans import Cursor, OrphanRow
+from mailglass_reconcile.store.tables.runs import COUNTS, Origin, Run, RunKind
+from mailglass_reconcile.store.tables.stored_keys import StoredKeys
 from mailglass_reconcile.sweep import reading, run_log
 from mailglass_reconcile.sweep.counters import SweepCounters
-from mailglass_reconcile.sweep.link import ExtraMetadata, Pairs, link_batch
-from mailglass_reconcile.sweep.matcher import OrphanMatch, unchecked_metadata
 from mailglass_reconcile.sweep.prefetch import run_ahead
 from mailglass_reconcile.sweep.reading import ChunkReader, SliceResult
 from mailglass_reconcile.sweep.result import SweepResult, format_mismatches

@@ -15,9 +15,9 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from mailglass_reconcile import telemetry
 from mailglass_reconcile.errors import translate
-from mailglass_reconcile.store import runs
 from mailglass_reconcile.store.database import OpenConnection
-from mailglass_reconcile.store.runs import Run
+from mailglass_reconcile.store.tables import runs
+from mailglass_reconcile.store.tables.runs import Run
 from mailglass_reconcile.sweep.result import format_line
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from mailglass_reconcile.ops.metrics import MetricsSnapshot, collect
 from mailglass_reconcile.ops.runs import count_by_state
 from mailglass_reconcile.rules.states import OUTCOMES, RUN_STATUSES
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.runs import KINDS
+from mailglass_reconcile.store.tables.runs import KINDS
 from mailglass_reconcile.sweep.result import REASONS
 
 logger = logging.getLogger(__name__)

@@ -39,10 +39,10 @@ from mailglass_reconcile.ops.unknown_tenants import describe_unknown
 from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.states import OPEN_STATES, RUN_STATUSES
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
-from mailglass_reconcile.store import ledger, outbox
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.listing import ListedEvent
-from mailglass_reconcile.store.runs import KINDS
+from mailglass_reconcile.store.queries.listing import ListedEvent
+from mailglass_reconcile.store.tables import ledger, outbox
+from mailglass_reconcile.store.tables.runs import KINDS
 from mailglass_reconcile.web import chart, metrics, parameters
 from mailglass_reconcile.web.access import Access, is_cross_site, read_form
 from mailglass_reconcile.web.cache import Cache

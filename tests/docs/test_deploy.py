@@ -15,7 +15,7 @@ from mailglass_reconcile.cli import serve
 from mailglass_reconcile.providers import registry
 from mailglass_reconcile.receiver import app
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
-from mailglass_reconcile.store import revision
+from mailglass_reconcile.store.schema import revision
 
 pytestmark = pytest.mark.version_independent
 

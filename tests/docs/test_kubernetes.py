@@ -186,7 +186,9 @@ def test_kubernetes_from_the_readme_to_a_recorded_webhook(
             f"//{url.username}", "//mailglass_$role"
         ),
         "redis://redis:6379/0": redis_url,
-        "mailglass_reconcile/store/grants.sql": str(pages.ROOT / "mailglass_reconcile/store/grants.sql"),
+        "mailglass_reconcile/store/migration/grants.sql": str(
+            pages.ROOT / "mailglass_reconcile/store/migration/grants.sql"
+        ),
         "kubectl get secret mailglass -o jsonpath='{.data.owner-url}' | base64 -d": "cat secrets/owner-url",
     }
     with Cluster(tmp_path, places) as cluster:

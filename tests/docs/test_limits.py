@@ -18,7 +18,8 @@ from mailglass_reconcile.providers import registry, signatures
 from mailglass_reconcile.receiver import app
 from mailglass_reconcile.rules import thresholds
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import ledger, outbox, privileges, runs
+from mailglass_reconcile.store.migration import privileges
+from mailglass_reconcile.store.tables import ledger, outbox, runs
 
 pytestmark = pytest.mark.version_independent
 

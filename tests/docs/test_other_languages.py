@@ -8,7 +8,7 @@ import pytest
 import mailglass_reconcile
 import pages
 from mailglass_reconcile import WebhookEvent, broadcast, pubsub, record_webhook
-from mailglass_reconcile.store import privileges
+from mailglass_reconcile.store.migration import privileges
 
 pytestmark = pytest.mark.version_independent
 

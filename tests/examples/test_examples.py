@@ -13,7 +13,7 @@ import catalog
 import mailglass_reconcile
 import processes
 from mailglass_reconcile.schedule import SWEEP_TASK
-from mailglass_reconcile.store.schema import OUR_OBJECTS
+from mailglass_reconcile.store.installed import OUR_OBJECTS
 from processes import COMMAND
 from waiting import PATIENCE, wait_until
 

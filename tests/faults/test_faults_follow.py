@@ -12,7 +12,7 @@ from faults import servers
 from faults.redis_servers import PASSWORD, needs_debians_redis, server
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
-from mailglass_reconcile.store.revision import VERSION
+from mailglass_reconcile.store.schema.revision import VERSION
 from mailglass_reconcile.testing.servers import free_port
 from processes import Process
 from waiting import wait_until

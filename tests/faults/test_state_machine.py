@@ -35,11 +35,11 @@ from mailglass_reconcile.rules.event_types import TYPES as KNOWN_TYPES
 from mailglass_reconcile.rules.matching import Document
 from mailglass_reconcile.rules.states import OUTCOMES
 from mailglass_reconcile.singleton.lock import PREFIX, LockBackend, load_holder, running_token
-from mailglass_reconcile.store import ledger, retention, stored_keys
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import NIL
 from mailglass_reconcile.store.database import Database as Handle
 from mailglass_reconcile.store.limits import Limits
+from mailglass_reconcile.store.tables import ledger, retention, stored_keys
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 

@@ -24,8 +24,8 @@ from mailglass_reconcile import Sent, dispatch, on_event, record_send
 from mailglass_reconcile.handlers import execution
 from mailglass_reconcile.handlers.dispatcher import DispatchResult
 from mailglass_reconcile.rules import handlers as registry
-from mailglass_reconcile.store import outbox
-from mailglass_reconcile.store.outbox import Failure
+from mailglass_reconcile.store.tables import outbox
+from mailglass_reconcile.store.tables.outbox import Failure
 from marking import slow_unless
 from recording import NOW, event, record
 from waiting import PATIENCE, wait_until

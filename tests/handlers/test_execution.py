@@ -14,7 +14,7 @@ from handling import effects, failing, handle, handle_all, leaving, make_due, st
 from mailglass_reconcile.handlers import administration
 from mailglass_reconcile.ops import status
 from mailglass_reconcile.schedule import DISPATCH_TASK
-from mailglass_reconcile.store import outbox
+from mailglass_reconcile.store.tables import outbox
 from processes import COMMAND
 from waiting import PATIENCE, wait_until
 

@@ -15,8 +15,8 @@ from mailglass_reconcile import Sent, dispatch, on_event, record_send
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.handlers import registration
 from mailglass_reconcile.handlers.administration import count_missed, load_replayable, replay
-from mailglass_reconcile.store import handled_types
 from mailglass_reconcile.store.database import uuid7
+from mailglass_reconcile.store.tables import handled_types
 from recording import event, record
 
 pytestmark = pytest.mark.python_dependent

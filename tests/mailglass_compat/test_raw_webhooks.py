@@ -11,7 +11,7 @@ import raw_webhooks
 from commands import conforming, run_here
 from mailglass_reconcile import Sent, WebhookEvent, attempt_link, find_orphans, reconcile, record_send, record_webhook
 from mailglass_reconcile.ops.explanation import explain
-from mailglass_reconcile.store import runs
+from mailglass_reconcile.store.tables import runs
 from mailglass_reconcile.sweep.reconciler import prepare
 from marking import nightly_unless
 from scraping import scrape, value

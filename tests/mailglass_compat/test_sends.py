@@ -5,7 +5,7 @@ import mailglass_reconcile
 from mailglass_reconcile import Sent, Settings, record_send
 from mailglass_reconcile.ops import deliveries as readers
 from mailglass_reconcile.ops.explanation import explain
-from mailglass_reconcile.store import engines, schema
+from mailglass_reconcile.store import engines, installed
 from mailglass_reconcile.store.database import Database
 
 ADA, BOB = "ada@example.com", "bob@example.com"
@@ -52,17 +52,17 @@ def test_without_mailglass_a_delivery_has_its_provider(db):
 def test_one_query_answers_who_made_the_tables(mailglass_db):
     """Guard, prune, erasure, retention, removal and sends use it."""
     with mailglass_db.database.reading() as tx:
-        assert schema.is_made_by_mailglass(tx)
+        assert installed.is_made_by_mailglass(tx)
 
 
 def test_tables_that_migrate_made_are_ours(db):
     """This holds until Mailglass has tables there."""
     with db.database.reading() as tx:
-        assert not schema.is_made_by_mailglass(tx)
+        assert not installed.is_made_by_mailglass(tx)
 
 
 def test_missing_tables_were_not_made_by_mailglass(empty_database_url):
     """`migrate` will make them."""
     settings = Settings(database_url=empty_database_url)
     with Database(engines.create_engine(settings), settings).reading() as tx:
-        assert not schema.is_made_by_mailglass(tx)
+        assert not installed.is_made_by_mailglass(tx)

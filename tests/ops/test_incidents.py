@@ -21,8 +21,10 @@ from factories import delivery, delivery_row, insert, insert_pairs, orphan_row, 
 from handling import handle
 from mailglass_reconcile.ops import status
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, server
-from mailglass_reconcile.store import engines, refusals, revision
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
+from mailglass_reconcile.store.schema import revision
+from mailglass_reconcile.store.tables import refusals
 from marking import nightly_unless, slow_unless
 from recording import event, record
 from scraping import scrape, value

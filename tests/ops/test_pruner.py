@@ -15,8 +15,9 @@ from mailglass_reconcile.errors import SchemaOutdatedError
 from mailglass_reconcile.mailglass_compat.raw_webhooks import DELETE_OLD
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database, engines, repair
+from mailglass_reconcile.store import database, engines
 from mailglass_reconcile.store.limits import Limits
+from mailglass_reconcile.store.tables import repair
 
 NOTHING_PRUNED = {
     **dict.fromkeys(

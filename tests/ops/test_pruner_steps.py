@@ -14,8 +14,9 @@ from factories import orphan, postmark
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.ops.checks import ledger
 from mailglass_reconcile.ops.pruner import prune_with
-from mailglass_reconcile.store import engines, repair
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.store.tables import repair
 from marking import slow_unless
 from roles import temporary_role
 from waiting import wait_until

@@ -11,9 +11,10 @@ from mailglass_reconcile import Sent, record_send
 from mailglass_reconcile.ops import deliveries, orphans, search
 from mailglass_reconcile.rules.addresses import make_index_key
 from mailglass_reconcile.rules.addresses import normalize_address as compared
-from mailglass_reconcile.store import listing, personal_data
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.listing import ListFilter
+from mailglass_reconcile.store.queries import listing
+from mailglass_reconcile.store.queries.listing import ListFilter
+from mailglass_reconcile.store.tables import personal_data
 from mailglass_reconcile.sweep import reconciler
 from recording import event, record
 

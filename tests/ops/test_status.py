@@ -18,7 +18,7 @@ from mailglass_reconcile import reconcile
 from mailglass_reconcile.ops import targeted_sweep
 from mailglass_reconcile.ops.status import load_findings, load_problems, load_status
 from mailglass_reconcile.ops.targeted_sweep import Target
-from mailglass_reconcile.store import runs
+from mailglass_reconcile.store.tables import runs
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.counters import SweepCounters
 from recording import event, record

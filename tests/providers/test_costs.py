@@ -81,7 +81,7 @@ def test_an_unsigned_body_whose_signature_is_over_its_bytes_costs_at_most_100_ms
 
 def test_a_ping_signed_with_the_public_secret_is_parsed_only_if_it_is_short():
     """MailerSend's documentation has the secret."""
-    from mailglass_reconcile.providers.records import mailersend  # noqa: PLC0415
+    from mailglass_reconcile.providers.builtin import mailersend  # noqa: PLC0415
 
     body = repeat_piece(b"[],", MAX_BYTES, b'{"type":"webhook.test","a":[', b"0]}")
     short = b'{"type":"webhook.test"}'

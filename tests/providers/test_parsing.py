@@ -220,13 +220,13 @@ def row_of(provider, payload):
     """Return the row of the table that reads a payload."""
     payload_part = next(iter(payload["msys"].values())) if provider == "sparkpost" else payload
     if provider == "zeptomail":
-        (payload_part,) = import_module(f"mailglass_reconcile.providers.records.{provider}").flatten(payload)
+        (payload_part,) = import_module(f"mailglass_reconcile.providers.builtin.{provider}").flatten(payload)
     return registry.get_provider(provider).table.row_of(payload_part)
 
 
 @EVERY_PROVIDER
 def test_every_provider_names_the_pages_that_were_followed(provider):
-    assert "\nFollowed: https://" in str(import_module(f"mailglass_reconcile.providers.records.{provider}").__doc__)
+    assert "\nFollowed: https://" in str(import_module(f"mailglass_reconcile.providers.builtin.{provider}").__doc__)
     assert json.loads((PAYLOADS / f"{provider}.json").read_text())["source"].startswith("https://")
 
 

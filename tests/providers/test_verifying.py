@@ -13,8 +13,8 @@ import senders
 from mailglass_reconcile import ConfigurationError, MailglassReconcileError
 from mailglass_reconcile.errors import install_command
 from mailglass_reconcile.providers import registry, sns
+from mailglass_reconcile.providers.builtin import scaleway, ses
 from mailglass_reconcile.providers.certificates import CertificateStore
-from mailglass_reconcile.providers.records import scaleway, ses
 from mailglass_reconcile.providers.registry import PROVIDERS
 from mailglass_reconcile.rules.humanize import format_duration
 from mailglass_reconcile.webhooks import SignatureError, parse, verify
@@ -539,8 +539,8 @@ def test_a_providers_module_is_imported_when_it_is_needed():
 import sys
 from mailglass_reconcile.webhooks import parse
 parse("postmark", b'{"RecordType": "Open", "MessageID": "m"}')
-loaded = [name for name in sys.modules if name.startswith("mailglass_reconcile.providers.records.")]
-assert loaded == ["mailglass_reconcile.providers.records.postmark"], loaded
+loaded = [name for name in sys.modules if name.startswith("mailglass_reconcile.providers.builtin.")]
+assert loaded == ["mailglass_reconcile.providers.builtin.postmark"], loaded
 """
     result = processes.run(["-c", script], forked=False)
     assert result.returncode == 0, result.stderr

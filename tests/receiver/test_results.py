@@ -17,7 +17,7 @@ from mailglass_reconcile.providers import sns
 from mailglass_reconcile.receiver import results
 from mailglass_reconcile.receiver.results import RequestResult
 from mailglass_reconcile.record import after_commit
-from mailglass_reconcile.store import refusals
+from mailglass_reconcile.store.tables import refusals
 from mailglass_reconcile.webhooks import refusal
 from receivers import SECRETS, by_application, by_django, by_receive, first, mount_receiver, now, post, setting
 from receivers import published as _published  # noqa: F401 - a fixture of every test

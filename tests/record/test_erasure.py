@@ -14,9 +14,9 @@ from handling import make_due, register
 from mailglass_reconcile import InvalidEventError, Sent, erase, record_send
 from mailglass_reconcile.ops import explanation
 from mailglass_reconcile.record import erasure
-from mailglass_reconcile.store import open_orphans, personal_data, stored_keys
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import in_schema
+from mailglass_reconcile.store.tables import open_orphans, personal_data, stored_keys
 from personal import ADA, erase_person, raw
 from recording import event, record
 

@@ -4,7 +4,7 @@ import pytest
 
 from mailglass_reconcile.cli.sweep import WHY_OPEN
 from mailglass_reconcile.rules import states
-from mailglass_reconcile.store.runs import COUNTS
+from mailglass_reconcile.store.tables.runs import COUNTS
 from mailglass_reconcile.sweep.result import SweepResult
 
 pytestmark = pytest.mark.version_independent

@@ -6,8 +6,9 @@ import factories
 import handling
 import mailglass_reconcile
 from catalog import installation
-from mailglass_reconcile.store import deliveries, ledger, open_orphans, outbox, script, sends
-from mailglass_reconcile.store.script import SCOPE
+from mailglass_reconcile.store.schema import script
+from mailglass_reconcile.store.schema.script import SCOPE
+from mailglass_reconcile.store.tables import deliveries, ledger, open_orphans, outbox, sends
 
 FUNCTIONS = {
     step.name for step in script.steps() if step.kind == "function" and step.name.startswith("mailglass_reconcile_")

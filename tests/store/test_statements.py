@@ -38,7 +38,7 @@ def test_only_the_schemas_name_and_the_recipients_key_are_put_into_a_statement(s
 SENDERS = {
     "store/database.py": "a transaction, under our search_path or with what needs none",
     "store/migration/session.py": "a session whose first statement sets it",
-    "store/repair.py": "no connection: the statement is printed",
+    "store/tables/repair.py": "no connection: the statement is printed",
     "handlers/dispatcher.py": "SET TRANSACTION, which has no functions or operators",
     "contrib/django/database.py": "SET ROLE, likewise",
     "testing/databases.py": "CREATE DATABASE and DROP DATABASE, likewise",

@@ -7,10 +7,10 @@ from catalog import installation, live
 from history import insert_history, new_id
 from mailglass_reconcile.errors import ConfigurationError, LedgerImmutableError, SchemaOutdatedError
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import location
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.location import SchemaTables
 from mailglass_reconcile.store.migration import runner
+from mailglass_reconcile.store.schema import location
+from mailglass_reconcile.store.schema.location import SchemaTables
 from shapes import SCHEMAS
 
 pytestmark = pytest.mark.slow

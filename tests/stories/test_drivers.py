@@ -30,9 +30,9 @@ from mailglass_reconcile import (
     link,
     record_send,
 )
-from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
-from mailglass_reconcile.store.ledger import ClaimedEvent
+from mailglass_reconcile.store.tables import ledger
+from mailglass_reconcile.store.tables.ledger import ClaimedEvent
 from own_settings import OWN, settings_of, take
 from projecting import apply_projection
 from recording import LEDGER, NAMELESS, NOW, event, record

@@ -12,7 +12,7 @@ import pytest
 import planting
 from factories import insert, orphan_row, postmark
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
-from mailglass_reconcile.store.revision import VERSION
+from mailglass_reconcile.store.schema.revision import VERSION
 from marking import nightly_unless
 from planting import FAILED
 from system import PATIENCE, System, running_system

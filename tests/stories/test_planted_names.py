@@ -18,7 +18,7 @@ from every_command import COMMANDS
 from mailglass_reconcile import Sent, on_event, record_send
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.rules import handlers as registry
-from mailglass_reconcile.store import revision
+from mailglass_reconcile.store.schema import revision
 from mailglass_reconcile.testing.databases import Databases
 from marking import nightly_unless
 from planted_names import NAMES, Planter

@@ -48,8 +48,9 @@ from mailglass_reconcile import (
 from mailglass_reconcile.contrib.django import migration_operations
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, RECENT_TASK, SWEEP_TASK
-from mailglass_reconcile.store import engines, script
-from mailglass_reconcile.store.revision import VERSION
+from mailglass_reconcile.store import engines
+from mailglass_reconcile.store.schema import script
+from mailglass_reconcile.store.schema.revision import VERSION
 from mailglass_reconcile.testing.databases import Databases
 from mailglass_reconcile.web import create_app
 from marking import nightly_unless

@@ -12,7 +12,7 @@ from celery.signals import beat_init
 from installation import QUEUE, Site
 from mailglass_reconcile import tasks
 from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, SWEEP_TASK, make_beat_schedule
-from mailglass_reconcile.store import runs
+from mailglass_reconcile.store.tables import runs
 from mailglass_reconcile.sweep import run_log
 from mailglass_reconcile.sweep.result import SweepResult
 from waiting import PATIENCE, wait_until

@@ -2,7 +2,7 @@
 
 import re
 
-from mailglass_reconcile.store import privileges
+from mailglass_reconcile.store.migration import privileges
 
 SCRIPT = privileges.load_script("public")
 

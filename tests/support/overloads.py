@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 import mailglass_reconcile
-from mailglass_reconcile.store import script
+from mailglass_reconcile.store.schema import script
 
 TYPES = (
     *("text", "character varying", "name", '"char"', "text[]", "uuid", "uuid[]", "boolean", "smallint", "integer"),

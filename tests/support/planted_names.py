@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from mailglass_reconcile.store import revision
+from mailglass_reconcile.store.schema import revision
 
 NAMES = (*revision.TABLES, revision.VERSION_TABLE, *sorted(revision.MAILGLASS_TABLES))
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mailglass_reconcile.store.database import Transaction, column_arrays
-from mailglass_reconcile.store.ledger import ClaimedEvent
+from mailglass_reconcile.store.tables.ledger import ClaimedEvent
 
 _PROJECT = """
 SELECT {schema}.mailglass_reconcile_project_v1(CAST(:delivery_ids AS uuid[]), CAST(:types AS text[]),

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from mailglass_reconcile.store import revision, script
-from mailglass_reconcile.store.script import SchemaStep
+from mailglass_reconcile.store.schema import revision, script
+from mailglass_reconcile.store.schema.script import SchemaStep
 
 PATH = Path(__file__).with_suffix(".json")
 

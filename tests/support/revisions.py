@@ -8,7 +8,7 @@ from pathlib import Path
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 
-from mailglass_reconcile.store.revision import MAILGLASS_TABLES, VERSION
+from mailglass_reconcile.store.schema.revision import MAILGLASS_TABLES, VERSION
 
 NEXT, LATER = (f"{int(VERSION[:4]) + number:04d}" for number in (1, 2))
 """The revisions of a later release of the same major version."""

@@ -22,9 +22,9 @@ import sqlalchemy as sa
 
 import database_pool
 import processes
+from mailglass_reconcile.linking.link import Pairs
 from mailglass_reconcile.pubsub import Message, Publisher
 from mailglass_reconcile.store.database import OpenConnection
-from mailglass_reconcile.sweep.link import Pairs
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 from waiting import PATIENCE, settle

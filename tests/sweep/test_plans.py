@@ -17,27 +17,19 @@ from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.addresses import make_index_key
 from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import (
-    deliveries,
-    engines,
-    ledger,
-    listing,
-    open_orphans,
-    outbox,
-    sends,
-    stored_keys,
-    window,
-)
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Database, Transaction, prefer_scans
-from mailglass_reconcile.store.deliveries import Question
-from mailglass_reconcile.store.ledger import ClaimedEvent, Entry
 from mailglass_reconcile.store.limits import Limits
-from mailglass_reconcile.store.listing import ListFilter
-from mailglass_reconcile.store.open_orphans import Cursor
-from mailglass_reconcile.store.sends import Campaign, NewDelivery
-from mailglass_reconcile.store.stored_keys import StoredKeys
-from mailglass_reconcile.store.window import OrphanFilter, Window
+from mailglass_reconcile.store.queries import listing, window
+from mailglass_reconcile.store.queries.listing import ListFilter
+from mailglass_reconcile.store.queries.window import OrphanFilter, Window
+from mailglass_reconcile.store.tables import deliveries, ledger, open_orphans, outbox, sends, stored_keys
+from mailglass_reconcile.store.tables.deliveries import Question
+from mailglass_reconcile.store.tables.ledger import ClaimedEvent, Entry
+from mailglass_reconcile.store.tables.open_orphans import Cursor
+from mailglass_reconcile.store.tables.sends import Campaign, NewDelivery
+from mailglass_reconcile.store.tables.stored_keys import StoredKeys
 from marking import nightly_unless
 from meter import Plan, plan_of
 from projecting import apply_projection

@@ -18,7 +18,8 @@ from faults.redis_servers import silent
 from mailglass_reconcile import events_channel, reconcile, runtime
 from mailglass_reconcile.pubsub.publisher import Publisher
 from mailglass_reconcile.store import database as databases
-from mailglass_reconcile.store import engines, ledger
+from mailglass_reconcile.store import engines
+from mailglass_reconcile.store.tables import ledger
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.testing.servers import free_port

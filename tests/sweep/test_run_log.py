@@ -8,7 +8,8 @@ import sweeping
 from factories import delivery_row, insert, insert_pairs, orphan_row, postmark, sendgrid
 from mailglass_reconcile import DatabaseUnavailableError, Settings, prune, reconcile, reconcile_recent
 from mailglass_reconcile.ops.status import load_problems
-from mailglass_reconcile.store import engines, runs
+from mailglass_reconcile.store import engines
+from mailglass_reconcile.store.tables import runs
 from mailglass_reconcile.sweep import reconciler, run_log
 
 pytestmark = pytest.mark.version_independent

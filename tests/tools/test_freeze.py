@@ -31,7 +31,7 @@ TRIGGER = r"(CREATE OR REPLACE TRIGGER mailglass_open_orphans_add.*?);"
 TESTS = (
     *(f"tests/store/migration/test_{name}.py" for name in ("plan_as_sql", "released_steps", "removal", "runner")),
     *(
-        "tests/store/test_revision.py",
+        "tests/store/schema/test_revision.py",
         "tests/contrib/django/test_migration_operations.py",
         "tests/tools/test_release.py",
     ),
@@ -123,7 +123,7 @@ def test_the_tests_of_migrations_pass_in_a_frozen_copy(frozen):
             *("mailglass_reconcile/rules/event_types.py", '"subscribed",', r'\g<0>\n    "resubscribed",'),
             "^function mailglass_reconcile_project_v1 has another text",
         ),
-        ("mailglass_reconcile/store/script.py", '"jit": "off",', r'\g<0>\n    "enable_material": "off",', "^$"),
+        ("mailglass_reconcile/store/schema/script.py", '"jit": "off",', r'\g<0>\n    "enable_material": "off",', "^$"),
     ],
     ids=["column", "trigger", "function edited", "function gone", "event type", "planner setting"],
 )

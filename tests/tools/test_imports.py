@@ -177,4 +177,4 @@ def test_only_the_rules_load_a_higher_wing_by_its_name():
         for name in modules_loaded_by_name(path)
         if levels[name.partition(".")[0]] < levels[wing]
     }
-    assert upward == {("rules", "providers.records")}
+    assert upward == {("rules", "providers.builtin")}

@@ -95,7 +95,7 @@ def test_another_revision_is_not_reported_as_an_unreachable_database(db):
     mailglass_reconcile.reconcile()
     db.run("UPDATE mailglass_reconcile_version SET version_num = '0000'")
     answer = Visitor(app(db)).get("/")
-    db.run("UPDATE mailglass_reconcile_version SET version_num = :now", now=mailglass_reconcile.store.schema.VERSION)
+    db.run("UPDATE mailglass_reconcile_version SET version_num = :now", now=mailglass_reconcile.store.installed.VERSION)
     assert answer.status_code == 503
     assert "<h1>The database needs another revision</h1>" in answer.text
     assert "No answer" not in answer.text

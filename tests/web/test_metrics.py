@@ -16,8 +16,9 @@ from browsing import TOKEN, Visitor, app
 from factories import delivery_row, insert, insert_pairs, orphan_row, postmark
 from handling import failing, make_due
 from mailglass_reconcile import Settings, dispatch, exposition, prune, reconcile
-from mailglass_reconcile.store import engines, outbox
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.store.tables import outbox
 from mailglass_reconcile.web import create_app, metrics
 from mailglass_reconcile.web.app import application
 from scraping import delivery_of, parse_samples, scrape, value

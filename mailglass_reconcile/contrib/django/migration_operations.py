@@ -19,7 +19,7 @@ from mailglass_reconcile.contrib.django import database, project
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.migration import preflight, runner
-from mailglass_reconcile.store.revision import REVISIONS
+from mailglass_reconcile.store.schema.revision import REVISIONS
 
 LABEL = "mailglass_reconcile"
 logger = logging.getLogger(__name__)

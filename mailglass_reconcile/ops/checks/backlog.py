@@ -16,9 +16,9 @@ from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.humanize import format_duration, n_of_m, pluralize, sanitize, verb
 from mailglass_reconcile.rules.remedy import TENANT_ARGUMENTS
 from mailglass_reconcile.rules.times import format_time
-from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.listing import OVERSIZED_SHOWN, NewestGroup
+from mailglass_reconcile.store.queries.listing import OVERSIZED_SHOWN, NewestGroup
+from mailglass_reconcile.store.tables import ledger
 
 NEWEST = "newest open event"
 SEVERAL = 3

@@ -14,13 +14,16 @@ from mailglass_reconcile.ops.lock_holders import LockHolder
 from mailglass_reconcile.ops.runs import RunHistory
 from mailglass_reconcile.rules.states import FindingStatus
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
-from mailglass_reconcile.store import listing, outbox, privileges, reports, schema, window
-from mailglass_reconcile.store.comparison import Comparison, Difference, compare
+from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.listing import NewestGroup
-from mailglass_reconcile.store.privileges import ComparedRole
-from mailglass_reconcile.store.reports import ProviderReports
-from mailglass_reconcile.store.window import NewerOrphans
+from mailglass_reconcile.store.migration import privileges
+from mailglass_reconcile.store.migration.comparison import Comparison, Difference, compare
+from mailglass_reconcile.store.migration.privileges import ComparedRole
+from mailglass_reconcile.store.queries import listing, reports, window
+from mailglass_reconcile.store.queries.listing import NewestGroup
+from mailglass_reconcile.store.queries.reports import ProviderReports
+from mailglass_reconcile.store.queries.window import NewerOrphans
+from mailglass_reconcile.store.tables import outbox
 
 OK: Final = "ok"
 WARNING: Final = "warning"
@@ -199,7 +202,7 @@ class CheckContext:
     @cached_property
     def is_made_by_mailglass(self) -> bool:
         """Return True if Mailglass's own migrations made the tables."""
-        return schema.is_made_by_mailglass(self.tx)
+        return installed.is_made_by_mailglass(self.tx)
 
     @property
     def has_triggers(self) -> bool:

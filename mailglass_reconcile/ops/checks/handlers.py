@@ -12,8 +12,8 @@ from mailglass_reconcile.ops.checks.sweeps import WORKER_CHECKS
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.humanize import format_duration, pluralize
 from mailglass_reconcile.rules.thresholds import HANDLERS_LATE_SECONDS
-from mailglass_reconcile.store import outbox
-from mailglass_reconcile.store.handled_types import load_registered
+from mailglass_reconcile.store.tables import outbox
+from mailglass_reconcile.store.tables.handled_types import load_registered
 
 DISPATCHERLESS_SECONDS = 3_600
 """Seconds without a registration after which a handler counts as one without a dispatcher."""

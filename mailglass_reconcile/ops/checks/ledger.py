@@ -14,9 +14,9 @@ import sqlalchemy as sa
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok, warning
 from mailglass_reconcile.rules.humanize import n_of_m, pluralize, verb
-from mailglass_reconcile.store import repair
 from mailglass_reconcile.store.database import OpenConnection, Transaction
-from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
+from mailglass_reconcile.store.tables import repair
+from mailglass_reconcile.store.tables.open_orphans import MAX_TENANT_LENGTH
 
 PAGES = {"mailglass_events": 400, "mailglass_open_orphans": 100, "mailglass_open_orphan_ids": 100}
 """Pages of 8 kB: about 10,000 rows of each table."""

@@ -11,8 +11,8 @@ from mailglass_reconcile.errors import docs_url
 from mailglass_reconcile.mailglass_compat import raw_webhooks
 from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, ok, warning
 from mailglass_reconcile.rules.humanize import n_of_m, pluralize, verb
-from mailglass_reconcile.store import runs
 from mailglass_reconcile.store.database import Transaction, array_literal, uuid7_bounds
+from mailglass_reconcile.store.tables import runs
 
 HOUR_SECONDS = 3_600
 EVENTS_OF_AN_HOUR = 20_000

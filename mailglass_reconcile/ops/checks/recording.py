@@ -10,9 +10,9 @@ from operator import attrgetter
 from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok, warning
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.humanize import format_duration, n_of_m, pluralize, sanitize, sanitize_tenant, verb
-from mailglass_reconcile.store import refusals
-from mailglass_reconcile.store.refusals import RefusalPeriod
-from mailglass_reconcile.store.reports import ProviderReports
+from mailglass_reconcile.store.queries.reports import ProviderReports
+from mailglass_reconcile.store.tables import refusals
+from mailglass_reconcile.store.tables.refusals import RefusalPeriod
 
 MANY = 20
 """Fewer deliveries without a report, or events without a delivery, may be a first trial or mail of other software."""

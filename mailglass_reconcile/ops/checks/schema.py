@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok, warning
-from mailglass_reconcile.store import location, privileges, schema
-from mailglass_reconcile.store.comparison import MIGRATE
+from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.database import in_schema
-from mailglass_reconcile.store.privileges import MissingPrivileges
-from mailglass_reconcile.store.retention import DELIVERIES, EVENTS, find_problem
-from mailglass_reconcile.store.revision import find_mismatch, is_newer
+from mailglass_reconcile.store.migration import privileges
+from mailglass_reconcile.store.migration.comparison import MIGRATE
+from mailglass_reconcile.store.migration.privileges import MissingPrivileges
+from mailglass_reconcile.store.schema import location
+from mailglass_reconcile.store.schema.revision import find_mismatch, is_newer
+from mailglass_reconcile.store.tables.retention import DELIVERIES, EVENTS, find_problem
 
 
 @check("roles", fast=True)
@@ -83,7 +85,7 @@ def revision(context: CheckContext) -> Iterator[Finding]:
     other_names = [name for name in ledgers if name != tx.schema]
     elsewhere = f"set MAILGLASS_DATABASE_SCHEMA to {' or '.join(other_names)}"
     version = context.comparison.version
-    if not schema.schema_exists(tx):
+    if not installed.schema_exists(tx):
         step = f"{elsewhere if other_names else 'set MAILGLASS_DATABASE_SCHEMA'}, or create the schema"
         yield error(f"there is no schema {tx.schema} in this database", step)
     elif relocation := location.find_relocation(schemas, tx.schema):

@@ -13,12 +13,14 @@ from alembic.util import CommandError
 
 from mailglass_reconcile.errors import DatabaseRefusedError, MailglassReconcileError, database_errors
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import retention, revision, schema
-from mailglass_reconcile.store.comparison import Comparison, compare
+from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.engines import create_engine
 from mailglass_reconcile.store.migration import objects, operations, preflight, removal
+from mailglass_reconcile.store.migration.comparison import Comparison, compare
 from mailglass_reconcile.store.migration.session import PLAN_HEADER, Session, open_session
+from mailglass_reconcile.store.schema import revision
+from mailglass_reconcile.store.tables import retention
 
 REQUEST = "mailglass_reconcile.request"
 """The attribute of Alembic's configuration that has the request of `migrate`."""
@@ -139,7 +141,7 @@ def _require_usable(tx: Transaction, version: str | None, comparison: Comparison
         preflight.refuse_foreign(tx, comparison)
     _refuse_unknown(version)
     if version and not has_ledger:
-        raise DatabaseRefusedError(f"nothing was changed: {schema.WITHOUT_LEDGER}")
+        raise DatabaseRefusedError(f"nothing was changed: {installed.WITHOUT_LEDGER}")
     return has_ledger
 
 

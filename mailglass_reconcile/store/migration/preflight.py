@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 
 from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError, SchemaOutdatedError, docs_url
-from mailglass_reconcile.store import location, schema
-from mailglass_reconcile.store.comparison import Comparison
+from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.database import Transaction, array_literal
-from mailglass_reconcile.store.location import SchemaTables
+from mailglass_reconcile.store.migration.comparison import Comparison
+from mailglass_reconcile.store.schema import location
+from mailglass_reconcile.store.schema.location import SchemaTables
 
 NO_WAY_BACK = "An older version works on the newer schema: install it, and leave the database as it is"
 
@@ -44,7 +45,7 @@ def require_usable_schema(tx: Transaction) -> bool:
             f"nothing was changed: the database is encoded in {encoding}, which cannot hold every address and id:"
             " create one with ENCODING 'UTF8' and move the tables there"
         )
-    if not schema.schema_exists(tx):
+    if not installed.schema_exists(tx):
         raise ConfigurationError(
             f"MAILGLASS_DATABASE_SCHEMA: there is no schema {tx.schema} in this database:"
             " correct the setting, or create the schema first"
@@ -52,11 +53,11 @@ def require_usable_schema(tx: Transaction) -> bool:
     schemas = tx.load_schemas()
     if relocation := location.find_relocation(schemas, tx.schema):
         raise DatabaseRefusedError(f"nothing was changed: {relocation}")
-    parameters = {"schema": tx.schema, "tables": array_literal(schema.MAILGLASS_TABLES)}
+    parameters = {"schema": tx.schema, "tables": array_literal(installed.MAILGLASS_TABLES)}
     tables = set(tx.execute(_FOUND_TABLES, parameters).scalars())
     if "mailglass_events" not in tables:
         _require_no_other_ledger(tx, schemas)
-    missing = sorted(schema.MAILGLASS_TABLES - tables)
+    missing = sorted(installed.MAILGLASS_TABLES - tables)
     if tables and missing:
         raise SchemaOutdatedError(
             f"nothing was changed: schema {tx.schema} lacks table {', '.join(missing)}. Run Mailglass's own migrations"

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.rules.humanize import pluralize
-from mailglass_reconcile.store import revision, schema, script
-from mailglass_reconcile.store.comparison import compare
+from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.database import Transaction, array_literal, in_schema
 from mailglass_reconcile.store.migration import preflight
+from mailglass_reconcile.store.migration.comparison import compare
 from mailglass_reconcile.store.migration.session import PLAN_HEADER, Session
+from mailglass_reconcile.store.schema import revision, script
 
 DROP_TABLES = """
 DROP TABLE {schema}.mailglass_deliveries, {schema}.mailglass_events, {schema}.mailglass_webhook_events;
@@ -53,12 +54,12 @@ class RemovableObject(NamedTuple):
 
 def find_objects(tx: Transaction) -> list[RemovableObject]:
     """Return the objects that a removal drops."""
-    ours = {*schema.INDEXES, *schema.RETENTION, schema.GUARD}
+    ours = {*installed.INDEXES, *installed.RETENTION, installed.GUARD}
     removed_steps = [step for step in script.steps() if step.only_on != script.MADE_HERE or step.name in ours]
     parameters = {
         "schema": tx.schema,
-        "tables": array_literal([*schema.TABLES, schema.VERSION_TABLE]),
-        "indexes": array_literal(step.name for step in removed_steps if step.table in schema.MAILGLASS_TABLES),
+        "tables": array_literal([*installed.TABLES, installed.VERSION_TABLE]),
+        "indexes": array_literal(step.name for step in removed_steps if step.table in installed.MAILGLASS_TABLES),
         "functions": array_literal(step.name for step in removed_steps if step.kind == "function"),
     }
     return [RemovableObject(*row) for row in tx.execute(_OBJECTS, parameters)]
@@ -70,8 +71,8 @@ def statements(objects: Sequence[RemovableObject], *, tables: bool) -> list[tupl
     for found in objects:
         names[found.kind].append(found.name)
     functions = "\n".join(f"DROP FUNCTION IF EXISTS {name} CASCADE;" for name in names["function"])
-    our_tables = ", ".join(f"{{schema}}.{name}" for name in names["table"] if name != schema.VERSION_TABLE)
-    drop_version = f"DROP TABLE IF EXISTS {{schema}}.{schema.VERSION_TABLE};"
+    our_tables = ", ".join(f"{{schema}}.{name}" for name in names["table"] if name != installed.VERSION_TABLE)
+    drop_version = f"DROP TABLE IF EXISTS {{schema}}.{installed.VERSION_TABLE};"
     return [
         *([("drop our triggers and functions", functions)] if functions else []),
         *((f"drop the index {name}", f"DROP INDEX IF EXISTS {{schema}}.{name};") for name in names["index"]),
@@ -112,7 +113,7 @@ def remove(session: Session, tell: Callable[[str], None], *, tables: bool = Fals
 
 def refuse_to_drop(tx: Transaction) -> None:
     """Raise an error if Mailglass's own migrations made its tables."""
-    if schema.is_made_by_mailglass(tx):
+    if installed.is_made_by_mailglass(tx):
         raise DatabaseRefusedError(
             f"nothing was changed: `migrate` did not make the tables of schema {tx.schema}, so it does not drop them."
             " Run it without --tables, which leaves them"
@@ -134,10 +135,10 @@ def describe_removal(tx: Transaction, *, tables: bool = False) -> list[str]:
         f"lost: recipients of {pluralize(recipients, 'open event')}, which the ledger does not have;"
         f" a history of {pluralize(runs, 'run')}; every GRANT on our tables",
     ]
-    names = ", ".join(tx.name_of(name) for name in sorted(schema.MAILGLASS_TABLES))
+    names = ", ".join(tx.name_of(name) for name in sorted(installed.MAILGLASS_TABLES))
     if tables:
         return [*lines, f"dropped for good: {names}, with every row"]
-    if schema.is_made_by_mailglass(tx):
+    if installed.is_made_by_mailglass(tx):
         return [*lines, f"stays: Mailglass's tables with every row ({names})"]
     return [
         *lines,

@@ -14,11 +14,11 @@ from alembic.config import Config
 
 from mailglass_reconcile.errors import database_errors, with_local_names
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import location, revision, script
-from mailglass_reconcile.store.comparison import compare
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.migration import environment, preflight, removal
+from mailglass_reconcile.store.migration.comparison import compare
 from mailglass_reconcile.store.migration.session import open_session
+from mailglass_reconcile.store.schema import location, revision, script
 
 
 def migrate(

@@ -17,7 +17,7 @@ from django_project import another_database, leave_the_app
 from mailglass_reconcile import beat_schedule, reconcile
 from mailglass_reconcile.errors import SchemaOutdatedError, unavailable_error
 from mailglass_reconcile.handlers.registration import log_new
-from mailglass_reconcile.store.handled_types import Registration
+from mailglass_reconcile.store.tables.handled_types import Registration
 
 pytestmark = pytest.mark.python_dependent
 

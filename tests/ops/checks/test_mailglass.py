@@ -7,7 +7,8 @@ import pytest
 import mailglass_reconcile
 from diagnosing import heal, sweeper, worst_finding
 from mailglass_reconcile.ops.checks import OK, WARNING
-from mailglass_reconcile.store import engines, runs
+from mailglass_reconcile.store import engines
+from mailglass_reconcile.store.tables import runs
 
 
 def test_a_sweeper_that_cannot_read_recipients_is_a_warning(mailglass_db, admin):

@@ -23,7 +23,7 @@ from mailglass_reconcile import (
 )
 from mailglass_reconcile.ops import status
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
-from mailglass_reconcile.store import reports
+from mailglass_reconcile.store.queries import reports
 from marking import slow_unless
 
 pytestmark = pytest.mark.version_independent

@@ -16,7 +16,8 @@ from mailglass_reconcile import WebhookEvent, record_webhook
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.ops.checks import ERROR, OK
 from mailglass_reconcile.ops.status import load_problems, load_status
-from mailglass_reconcile.store import engines, privileges
+from mailglass_reconcile.store import engines
+from mailglass_reconcile.store.migration import privileges
 from marking import slow_unless
 
 pytestmark = pytest.mark.slow

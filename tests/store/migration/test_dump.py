@@ -8,7 +8,7 @@ import pytest
 
 from catalog import Installation, client, installation, live, url_of
 from history import insert_history
-from mailglass_reconcile.store import privileges
+from mailglass_reconcile.store.migration import privileges
 from mailglass_reconcile.testing import servers
 from shapes import make_mailglass_tables
 

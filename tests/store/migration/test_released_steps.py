@@ -2,7 +2,7 @@
 
 import pytest
 
-from mailglass_reconcile.store import revision, script
+from mailglass_reconcile.store.schema import revision, script
 from released_steps import digests_of, find_changes, load_releases, load_revisions
 
 FIRST = {"0001": "op.create_table()"}

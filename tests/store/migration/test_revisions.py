@@ -6,8 +6,8 @@ import pytest
 import sqlalchemy as sa
 from alembic import op
 
-from mailglass_reconcile.store import script
 from mailglass_reconcile.store.migration.operations import execute, schema_name
+from mailglass_reconcile.store.schema import script
 from revisions import RECIPE, find_faults, render
 
 pytestmark = pytest.mark.version_independent

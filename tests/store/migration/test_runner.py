@@ -22,10 +22,10 @@ from mailglass_reconcile.errors import (
     MailglassReconcileError,
     SchemaOutdatedError,
 )
-from mailglass_reconcile.store import script
 from mailglass_reconcile.store.engines import create_engine
 from mailglass_reconcile.store.migration import runner
-from mailglass_reconcile.store.revision import VERSION
+from mailglass_reconcile.store.schema import script
+from mailglass_reconcile.store.schema.revision import VERSION
 from marking import nightly_unless
 from revisions import NEXT, UNRELEASED
 from shapes import SCHEMAS, make_mailglass_tables, roll_back

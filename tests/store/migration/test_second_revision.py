@@ -26,7 +26,7 @@ from catalog import Installation, client, installation, lines_of_ours, live, url
 from freezing import ROOT, copy_checkout, freeze
 from history import ORPHAN, insert_history, new_id, write_until
 from mailglass_reconcile.store.migration import runner
-from mailglass_reconcile.store.revision import VERSION
+from mailglass_reconcile.store.schema.revision import VERSION
 from marking import nightly_unless
 from processes import Process
 from revisions import LATER, NEXT, RECIPE
@@ -83,7 +83,7 @@ CHANGED = {
         "  VALUES ('eu', NEW.id,",
         "length(NEW.tenant_id) <= 1000": "length(NEW.tenant_id) < 1001",
     },
-    "mailglass_reconcile/store/revision.py": {"ids state refused": "ids state refused region"},
+    "mailglass_reconcile/store/schema/revision.py": {"ids state refused": "ids state refused region"},
 }
 """What the next version changes: the trigger and its function, which names the new column."""
 

@@ -8,8 +8,8 @@ import pytest
 import mailglass_reconcile
 from factories import delivery, delivery_row, insert, orphan, orphan_row, postmark
 from mailglass_reconcile.ops.status import load_problems
-from mailglass_reconcile.store import window
 from mailglass_reconcile.store.limits import Limits
+from mailglass_reconcile.store.queries import window
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult

@@ -20,10 +20,11 @@ from mailglass_reconcile.errors import SchemaOutdatedError, with_local_names
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.rules.states import UNSEEN, OpenState
-from mailglass_reconcile.store import deliveries, revision
 from mailglass_reconcile.store.database import Transaction, array_literal, prefer_scans
-from mailglass_reconcile.store.open_orphans import LAST, Cursor
-from mailglass_reconcile.store.runs import OpenGroup
+from mailglass_reconcile.store.schema import revision
+from mailglass_reconcile.store.tables import deliveries
+from mailglass_reconcile.store.tables.open_orphans import LAST, Cursor
+from mailglass_reconcile.store.tables.runs import OpenGroup
 
 logger = logging.getLogger(__name__)
 

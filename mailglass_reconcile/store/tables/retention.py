@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mailglass_reconcile.errors import DatabaseRefusedError
-from mailglass_reconcile.store import schema
+from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.database import NIL, OpenConnection, Transaction, in_schema
-from mailglass_reconcile.store.revision import Problem
+from mailglass_reconcile.store.schema.revision import Problem
 
-EVENTS, DELIVERIES = schema.RETENTION
+EVENTS, DELIVERIES = installed.RETENTION
 SETTINGS = "MAILGLASS_RETENTION_EVENTS_DAYS and MAILGLASS_RETENTION_DELIVERIES_DAYS"
 
 # From the catalog, because a regprocedure needs USAGE on the schema.
@@ -49,7 +49,7 @@ _SETTINGS = {EVENTS: "retention_events_days", DELIVERIES: "retention_deliveries_
 
 def find_problem(tx: Transaction, name: str, days: int) -> Problem | None:
     """Return the problem that keeps this role from deleting rows of an age of *days* with the function *name*."""
-    if schema.is_made_by_mailglass(tx):
+    if installed.is_made_by_mailglass(tx):
         return Problem(
             f"`migrate` did not make the tables of schema {tx.schema}, so no event is deleted", f"unset {SETTINGS}"
         )
@@ -81,7 +81,7 @@ def format_least_days(tx: Transaction) -> str:
     Other roles than the owner then delete nothing that is younger, whatever age they pass.
     """
     days = {relation: getattr(tx.settings, _SETTINGS[name]) for name, relation in _RELATIONS.items()}
-    if not any(days.values()) or schema.is_made_by_mailglass(tx):
+    if not any(days.values()) or installed.is_made_by_mailglass(tx):
         return ""
     stored = _load_least_days(tx) if tx.has("mailglass_reconcile_retention") else {}
     return "".join(

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.event_types import PROVIDER_TYPES
 from mailglass_reconcile.rules.events import STREAMS
-from mailglass_reconcile.store import schema
+from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.database import Transaction, array_literal, uuid7_bounds
 
 SENDERS = 100
@@ -247,7 +247,7 @@ def load_reports(tx: Transaction) -> list[ProviderReports]:
         "reports": array_literal(PROVIDER_TYPES),
         "newest_orphans": NEWEST_ORPHANS,
     }
-    statement = _BY_TENANT if schema.is_made_by_mailglass(tx) else _BY_SENDER
+    statement = _BY_TENANT if installed.is_made_by_mailglass(tx) else _BY_SENDER
     return _merge(_Row(*row) for row in tx.execute(statement, parameters).all())
 
 

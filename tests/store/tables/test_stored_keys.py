@@ -13,8 +13,8 @@ from factories import delivery_row, insert, orphan_row
 from mailglass_reconcile import key_rule, reconcile
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.matching import Keys
-from mailglass_reconcile.store import stored_keys
-from mailglass_reconcile.store.stored_keys import StoredKeys
+from mailglass_reconcile.store.tables import stored_keys
+from mailglass_reconcile.store.tables.stored_keys import StoredKeys
 from mailglass_reconcile.sweep import reconciler
 from waiting import wait_until
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.errors import DatabaseRefusedError, SchemaOutdatedError
-from mailglass_reconcile.store import revision, script
+from mailglass_reconcile.store.schema import revision, script
 
 # The third statement of the message that begins a transaction, under our search_path. Only the first result of such a
 # message is read, so it fails with 22012 if a relation with one of our names must not be read; `FIND` then tells which.

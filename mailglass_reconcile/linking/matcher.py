@@ -15,10 +15,10 @@ from mailglass_reconcile.mailglass_compat.recipients import UnknownRecipient
 from mailglass_reconcile.rules import matching, states
 from mailglass_reconcile.rules.addresses import make_index_key, normalize_address
 from mailglass_reconcile.rules.matching import DeliveryRow, Keys, MatchResult
-from mailglass_reconcile.store import deliveries, ledger
 from mailglass_reconcile.store.database import Reading
-from mailglass_reconcile.store.deliveries import Question
-from mailglass_reconcile.store.open_orphans import OrphanRow
+from mailglass_reconcile.store.tables import deliveries, ledger
+from mailglass_reconcile.store.tables.deliveries import Question
+from mailglass_reconcile.store.tables.open_orphans import OrphanRow
 
 
 class OrphanMatch(NamedTuple):

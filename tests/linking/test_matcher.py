@@ -18,13 +18,13 @@ import oracle
 from database_pool import Uncommitted
 from factories import WIDE, delivery_row, insert, orphan_row
 from mailglass_reconcile import Settings, WebhookEvent, find_orphans, reconcile, record_webhook
+from mailglass_reconcile.linking import matcher
 from mailglass_reconcile.ops.explanation import explain
 from mailglass_reconcile.rules.addresses import make_index_key, normalize_address
 from mailglass_reconcile.rules.matching import MOST_COMPARED, Keys
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Database, Transaction, in_schema
 from mailglass_reconcile.store.migration import runner
-from mailglass_reconcile.sweep import matcher
 from spellings import DIFFERENT, EQUAL
 
 TENANTS = st.sampled_from(["a", "b"])

@@ -16,7 +16,7 @@ from mailglass_reconcile.store.database import (
     uuid7_bounds,
     uuid7s,
 )
-from mailglass_reconcile.store.stored_keys import StoredKeys
+from mailglass_reconcile.store.tables.stored_keys import StoredKeys
 
 LINK = Function("mailglass_reconcile_link_v1", ("reconciled_ids", "orphan_ids", "owner_ids", "extra_metadata"))
 APPEND_WEBHOOK = Function("mailglass_reconcile_append_v1", ("entries",), catches=True)

@@ -9,8 +9,8 @@ import factories
 import revisions
 from mailglass_reconcile import Sent, record_send, record_webhook
 from mailglass_reconcile.errors import SchemaOutdatedError
-from mailglass_reconcile.store import script
-from mailglass_reconcile.store.revision import VERSION, find_mismatch, require
+from mailglass_reconcile.store.schema import script
+from mailglass_reconcile.store.schema.revision import VERSION, find_mismatch, require
 from recording import event
 
 pytestmark = pytest.mark.long

@@ -9,9 +9,10 @@ import factories
 from mailglass_reconcile import Sent, WebhookEvent, reconcile, record_send, record_webhook
 from mailglass_reconcile.ops import checks, prune_preview, search, unknown_tenants
 from mailglass_reconcile.ops.checks import CheckContext
-from mailglass_reconcile.store import personal_data, reports, retention
 from mailglass_reconcile.store.database import NIL, Database, Transaction
-from mailglass_reconcile.store.personal_data import PersonFilter
+from mailglass_reconcile.store.queries import reports
+from mailglass_reconcile.store.tables import personal_data, retention
+from mailglass_reconcile.store.tables.personal_data import PersonFilter
 from meter import plan_of
 from waiting import wait_until
 

@@ -8,8 +8,8 @@ import pytest
 import factories
 import mailglass_reconcile
 from mailglass_reconcile.errors import DatabaseRefusedError
-from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.tables import ledger
 from marking import slow_unless
 from recording import NAMELESS
 

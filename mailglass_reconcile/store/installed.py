@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from mailglass_reconcile.errors import docs_url
-from mailglass_reconcile.store import revision, script
 from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.schema import revision, script
 
 VERSION = revision.VERSION
 VERSION_TABLE = revision.VERSION_TABLE

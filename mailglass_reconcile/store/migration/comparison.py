@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.store import deliveries, revision, schema, script
+from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.database import Transaction, column_arrays, in_schema
-from mailglass_reconcile.store.ownership import WrongFunction
-from mailglass_reconcile.store.revision import Problem
-from mailglass_reconcile.store.script import SchemaStep
+from mailglass_reconcile.store.schema import revision, script
+from mailglass_reconcile.store.schema.ownership import WrongFunction
+from mailglass_reconcile.store.schema.revision import Problem
+from mailglass_reconcile.store.schema.script import SchemaStep
+from mailglass_reconcile.store.tables import deliveries
 
 MIGRATE = "run `mailglass-reconcile migrate`"
 RESTORE = "restore it from a backup; or, with Mailglass, run its own migrations"
@@ -148,7 +150,7 @@ class Difference(NamedTuple):
             return ""
         if self.step.kind == "function" and self.step.only_on and not self.step.is_trigger_function:
             return ", so the prune cannot delete old rows"
-        if self.step.name == schema.GUARD:
+        if self.step.name == installed.GUARD:
             return ", so TRUNCATE would empty the ledger"
         if self.subject == "triggers":
             return ", so the ledger can be changed" if self.step.only_on else ", so new events are not noticed"
@@ -208,20 +210,20 @@ class Comparison(NamedTuple):
             return None
         return Problem(
             f"{', '.join(self.tables)} exist, but the database has no revision",
-            f"restore {schema.VERSION_TABLE} from a backup, or run `mailglass-reconcile migrate --remove`, then"
+            f"restore {installed.VERSION_TABLE} from a backup, or run `mailglass-reconcile migrate --remove`, then"
             " `mailglass-reconcile migrate`",
         )
 
 
 def compare(tx: Transaction, *, made_here: bool = False) -> Comparison:
     """Compare the database with the schema; with *made_here*, this run made Mailglass's tables."""
-    mailglass_tables = not made_here and schema.is_made_by_mailglass(tx)
+    mailglass_tables = not made_here and installed.is_made_by_mailglass(tx)
     owned, functions = tx.find_owned(), tx.find_wrong_functions()
     version = tx.revision(owned)
     steps = [step for step in script.steps() if _is_compared(step, mailglass_tables=mailglass_tables)]
-    table_names = [*schema.TABLES, *schema.MAILGLASS_TABLES, schema.VERSION_TABLE]
+    table_names = [*installed.TABLES, *installed.MAILGLASS_TABLES, installed.VERSION_TABLE]
     keys = {step.name: step.key_columns for step in steps if step.key_columns}
-    columns = {**schema.TABLES, **schema.CONFLICT_INDEXES, **keys}
+    columns = {**installed.TABLES, **installed.CONFLICT_INDEXES, **keys}
     wanted = {(step.kind, step.name): step for step in [*steps, *(SchemaStep("table", name) for name in table_names)]}
     arrays = column_arrays(
         ("kinds", "names", "tables", "digests", "columns"),
@@ -236,7 +238,9 @@ def compare(tx: Transaction, *, made_here: bool = False) -> Comparison:
         if row.kind == "function" and row.oid in overloads:
             continue
         step, role = wanted[row.kind, row.name], row.role
-        is_mailglass = step.name in schema.MAILGLASS_TABLES or (mailglass_tables and step.only_on == script.MADE_HERE)
+        is_mailglass = step.name in installed.MAILGLASS_TABLES or (
+            mailglass_tables and step.only_on == script.MADE_HERE
+        )
         fault = row.fault or (f"lacks {', '.join(row.dropped_columns)}" if row.dropped_columns else None)
         is_ignored = (
             revision.is_newer(version)  # a newer version knows what must be there
@@ -252,7 +256,7 @@ def compare(tx: Transaction, *, made_here: bool = False) -> Comparison:
             differences.append(Difference(step, fault, is_mailglass, is_on_empty, bool(row.is_partitioned)))
         if row.is_there and not is_mailglass:
             foreign += _describe_foreign(step, row)
-            tables += [step.name] if step.name in schema.TABLES else []
+            tables += [step.name] if step.name in installed.TABLES else []
             owners |= {row.owner} if step.kind != "index" else set()
     owner = owners.pop() if len(owners) == 1 else None
     grave_first = sorted(differences, key=lambda difference: not difference.is_grave)
@@ -270,13 +274,13 @@ def compare(tx: Transaction, *, made_here: bool = False) -> Comparison:
 
 def _is_compared(step: SchemaStep, *, mailglass_tables: bool) -> bool:
     """Return True if a step is compared; of Mailglass's indexes, its keys and those that ON CONFLICT needs are."""
-    is_needed = bool(step.key_columns) or step.name in schema.CONFLICT_INDEXES
+    is_needed = bool(step.key_columns) or step.name in installed.CONFLICT_INDEXES
     return not step.only_on or not mailglass_tables or is_needed
 
 
 def _describe_foreign(step: SchemaStep, row: Any) -> list[str]:
     """Return a phrase about an object that has one of our names, and is not ours."""
-    column = schema.TABLES.get(step.name, "").partition(" ")[0]
+    column = installed.TABLES.get(step.name, "").partition(" ")[0]
     if column in (row.dropped_columns or ()):
         return [f"table {step.name} is not ours, because it lacks {column}"]
     if row.owner == row.role or (step.kind == "index" and row.fault != SOMETHING_ELSE):

@@ -22,9 +22,10 @@ from mailglass_reconcile import DeliveryEvent, Sent, append, on_event, record_se
 from mailglass_reconcile.errors import sqlstate
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.rules import handlers as registry
-from mailglass_reconcile.store import engines, script
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Database as Handle
 from mailglass_reconcile.store.database import compile_for_psycopg, in_schema
+from mailglass_reconcile.store.schema import script
 from mailglass_reconcile.testing.databases import Databases
 from recording import NOW, event, record
 from shapes import settings_of

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
-from mailglass_reconcile.store import privileges
 from mailglass_reconcile.store.database import OpenConnection
+from mailglass_reconcile.store.migration import privileges
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")

@@ -8,8 +8,8 @@ from typing import Any, Final, NamedTuple
 
 from mailglass_reconcile.rules import states
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.database import Transaction, array_literal, trust_statistics
+from mailglass_reconcile.store.tables import ledger
 
 OVERSIZED_SHOWN = 50
 """Documents of the newest open orphans that are measured at most: each may have megabytes."""

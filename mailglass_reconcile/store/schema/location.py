@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from mailglass_reconcile.errors import docs_url
-from mailglass_reconcile.store.revision import Problem
+from mailglass_reconcile.store.schema.revision import Problem
 
 # Mailglass's own tables are recognized by one that `migrate` does not make. Tables of strangers, who may make some with
 # our names in a schema of theirs, are not ours: their owner could not own the ledger.

@@ -9,7 +9,7 @@ import re
 from typing import NamedTuple
 
 from mailglass_reconcile.errors import SchemaOutdatedError
-from mailglass_reconcile.store import script
+from mailglass_reconcile.store.schema import script
 
 VERSION_TABLE = "mailglass_reconcile_version"
 """Alembic's table, which has the revision."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mailglass_reconcile.store.database import Function, Transaction, array_literal
-from mailglass_reconcile.store.ledger import Entry
+from mailglass_reconcile.store.tables.ledger import Entry
 
 STORE = Function(
     "mailglass_reconcile_store_sends_v1",

@@ -10,10 +10,10 @@ from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile import telemetry
 from mailglass_reconcile.errors import LOCK_NOT_AVAILABLE, is_data_error, is_outage, sqlstate, translate
-from mailglass_reconcile.store import ledger
+from mailglass_reconcile.linking.halving import RowFailure, run_halved
 from mailglass_reconcile.store.database import OpenConnection, Transaction, with_retries
-from mailglass_reconcile.store.ledger import ClaimedEvent
-from mailglass_reconcile.sweep.halving import RowFailure, run_halved
+from mailglass_reconcile.store.tables import ledger
+from mailglass_reconcile.store.tables.ledger import ClaimedEvent
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile.errors import INSUFFICIENT_PRIVILEGE, DatabaseRefusedError, docs_url, sqlstate
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import schema
+from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.database import OpenConnection, Transaction, array_literal, column_arrays
 
 SWEEPER = "mailglass_sweeper"
@@ -54,7 +54,7 @@ def load_script(schema_name: str) -> str:
 
 
 def _read_script() -> str:
-    return files("mailglass_reconcile.store").joinpath("grants.sql").read_text(encoding="utf-8")
+    return files("mailglass_reconcile.store.migration").joinpath("grants.sql").read_text(encoding="utf-8")
 
 
 @cache
@@ -189,7 +189,7 @@ def roles_to_compare(tx: Transaction) -> list[ComparedRole]:
 
 def find_missing(tx: Transaction, roles: Sequence[ComparedRole]) -> list[MissingPrivileges]:
     """Return the missing privileges of each of *roles* that lacks any, on the objects that exist."""
-    required = _required_privileges(tx.settings, made_by_mailglass=schema.is_made_by_mailglass(tx))
+    required = _required_privileges(tx.settings, made_by_mailglass=installed.is_made_by_mailglass(tx))
     parameters = {
         "schema": tx.schema,
         "oids": array_literal(str(role.oid) for role in roles),
