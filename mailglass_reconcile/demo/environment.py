@@ -64,7 +64,7 @@ class Demo:
         self._post = post
         self._line_seconds = line_seconds
         self.worker: Process | None = None
-        self._pubsub = redis.Redis.from_url(redis_url, decode_responses=True).pubsub()  # type: ignore[no-untyped-call]
+        self._pubsub = redis.Redis.from_url(redis_url, decode_responses=True).pubsub()
         self._pubsub.psubscribe(*PATTERNS)
         for _ in PATTERNS:
             self._pubsub.get_message(timeout=PATIENCE_SECONDS)

@@ -88,9 +88,9 @@ def async_client(client: redis.Redis) -> redis.asyncio.Redis:
     sentinel = redis.asyncio.sentinel
     kind = sentinel.SentinelManagedSSLConnection if over_tls else sentinel.SentinelManagedConnection
     min_others = sync_pool.sentinel_manager.min_other_sentinels
-    manager = sentinel.Sentinel([], min_other_sentinels=min_others)  # type: ignore[no-untyped-call]
+    manager = sentinel.Sentinel([], min_other_sentinels=min_others)
     manager.sentinels = [async_client(sync_client) for sync_client in sync_pool.sentinel_manager.sentinels]
-    pool = sentinel.SentinelConnectionPool(  # type: ignore[no-untyped-call]
+    pool = sentinel.SentinelConnectionPool(
         sync_pool.service_name,
         manager,
         connection_class=kind,

@@ -234,7 +234,7 @@ class AsyncSubscription:
         return None
 
     async def _disconnect(self) -> None:
-        await self._pubsub.aclose()  # type: ignore[no-untyped-call]
+        await self._pubsub.aclose()
 
     def _describe_refusal(self, error: Exception) -> str:
         if isinstance(error, redis.exceptions.NoPermissionError):

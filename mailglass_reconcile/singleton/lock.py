@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from redis import Redis
@@ -99,7 +99,8 @@ class Holder(NamedTuple):
 
 def load_holder(client: Redis, key: str) -> Holder | None:
     """Return the holder of the lock *key*, or None if it is free."""
-    value, milliseconds_left = client.get(key), client.pttl(key)
+    value: Any = client.get(key)  # redis-py before 8.2 types a response as if it could be awaited
+    milliseconds_left: Any = client.pttl(key)
     if value is None:
         return None
     token = value.decode(errors="replace") if isinstance(value, bytes) else value

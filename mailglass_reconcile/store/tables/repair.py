@@ -131,7 +131,7 @@ def format_script(settings: Settings) -> str:
         sa.bindparam(name, value, sa.Integer if isinstance(value, int) else sa.Text) for name, value in values.items()
     ]
     bound = sa.text(in_schema(_ADD_MISSING, settings.database_schema)).bindparams(*binds)
-    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    dialect = postgresql.dialect()
     compiled = bound.compile(dialect=dialect, compile_kwargs={"literal_binds": True})
     return _SCRIPT.strip().replace("{statement}", str(compiled).strip())
 
