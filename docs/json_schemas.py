@@ -33,7 +33,7 @@ from mailglass_reconcile.ops.prune_preview import Preview
 from mailglass_reconcile.ops.status import Status
 from mailglass_reconcile.pubsub.subscriber import Update
 from mailglass_reconcile.rules.states import EventState, OpenState
-from mailglass_reconcile.store.queries.listing import ListedEvent
+from mailglass_reconcile.store.queries.orphan_lists import ListedEvent
 
 _ATTRIBUTE = re.compile(r"^    (\w+): (.*(?:\n        .*)*)", re.MULTILINE)
 

@@ -42,7 +42,7 @@ from mailglass_reconcile.rules.matching import MAX_ID_LENGTH
 from mailglass_reconcile.rules.states import EVENT_STATES, MEANINGS, OPEN_STATES, OUTCOMES, SKIPPED
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
 from mailglass_reconcile.store.migration import privileges
-from mailglass_reconcile.store.queries.window import NewerOrphans
+from mailglass_reconcile.store.queries.selection import NewerOrphans
 from mailglass_reconcile.web import metrics as dashboard_metrics
 
 DOCS = Path(__file__).parent

@@ -33,7 +33,7 @@ from mailglass_reconcile.schedule import (
 from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.database import OpenConnection
 from mailglass_reconcile.store.engines import connect
-from mailglass_reconcile.store.queries.window import Range
+from mailglass_reconcile.store.queries.selection import Range
 from mailglass_reconcile.store.tables.runs import RUNNING_APP, CeleryApp, Origin, Run, RunKind
 from mailglass_reconcile.sweep import ranges, recent, reconciler, run_log
 from mailglass_reconcile.sweep.interruption import stop_on_signal

@@ -22,7 +22,7 @@ from mailglass_reconcile.ops.deliveries import DeliverySummary
 from mailglass_reconcile.ops.search import SearchResults, SearchTerm
 from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.rules.times import format_time
-from mailglass_reconcile.store.queries.listing import ListedEvent
+from mailglass_reconcile.store.queries.orphan_lists import ListedEvent
 
 EXAMPLES = """\b
 Examples:

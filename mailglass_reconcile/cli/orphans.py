@@ -20,7 +20,7 @@ from mailglass_reconcile.rules.matching import MATCHED
 from mailglass_reconcile.rules.states import OPEN_STATES, short_label
 from mailglass_reconcile.rules.times import format_time
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.queries.listing import EXPIRED, Cause, ListedEvent, ListFilter
+from mailglass_reconcile.store.queries.orphan_lists import EXPIRED, Cause, ListedEvent, ListFilter
 
 EXAMPLES = """\b
 Examples:

@@ -13,7 +13,7 @@ from mailglass_reconcile.rules.event_types import TYPES
 from mailglass_reconcile.rules.humanize import did_you_mean, format_duration, pluralize, sanitize
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.tables import handled_types, outbox
+from mailglass_reconcile.store.tables import handled_types, handler_jobs
 from mailglass_reconcile.store.tables.handled_types import Registered, Registration
 
 UNSEEN_SECONDS = 20 * 60
@@ -27,7 +27,7 @@ def retry(database: Database, event_id: UUID | None = None, handler: str | None 
     """
     selection = {"event_id": None if event_id is None else str(event_id), "handler": handler}
     with database.connect() as connected:
-        return connected.in_batches(outbox.RETRY, selection)
+        return connected.in_batches(handler_jobs.RETRY, selection)
 
 
 def load_replayable(database: Database, type_: str, seconds: float, handler: str | None = None) -> list[Registration]:
@@ -72,7 +72,7 @@ def replay(database: Database, registrations: Sequence[Registration], seconds: f
     with database.connect() as connected:
         for jobs in registration.missed_pages(connected, registrations, seconds):
             with connected.writing() as tx:
-                enqueued += outbox.enqueue(tx, jobs)
+                enqueued += handler_jobs.enqueue(tx, jobs)
     return enqueued
 
 
@@ -108,7 +108,7 @@ def forget(database: Database, type_: str | None, handler: str | None) -> int:
     with database.connect() as connected:
         with connected.writing() as tx:
             handled_types.forget(tx, type_=type_, handler=handler)
-        return connected.in_batches(outbox.DELETE_WAITING, {"type": type_, "handler": handler})
+        return connected.in_batches(handler_jobs.DELETE_WAITING, {"type": type_, "handler": handler})
 
 
 def _select(registrations: Sequence[Registered], type_: str | None, handler: str | None) -> list[Registered]:

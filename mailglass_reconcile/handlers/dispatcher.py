@@ -29,9 +29,9 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import SessionTransaction
 from mailglass_reconcile.store.limits import Limits
-from mailglass_reconcile.store.tables import handled_types, outbox, runs
+from mailglass_reconcile.store.tables import handled_types, handler_jobs, runs
 from mailglass_reconcile.store.tables.handled_types import Registration
-from mailglass_reconcile.store.tables.outbox import Claim, Failure, Job
+from mailglass_reconcile.store.tables.handler_jobs import Claim, Failure, Job
 from mailglass_reconcile.store.tables.runs import Origin, Run
 
 logger = logging.getLogger(__name__)
@@ -138,11 +138,11 @@ class _Dispatcher:
         self._register(begin)
         is_over = self._seconds is not None and time.monotonic() - self._began > self._seconds
         turns = [] if is_over else self._turns
-        failure = Failure(attempt.job, attempt.error or outbox.ROLLED_BACK) if attempt else None
+        failure = Failure(attempt.job, attempt.error or handler_jobs.ROLLED_BACK) if attempt else None
 
         def action(handler_tx: HandlerTransaction) -> Claim:
             tx = SessionTransaction(handler_tx.connection, self._settings)
-            return outbox.claim(tx, turns, synchronous=handler_tx.nested, failure=failure)
+            return handler_jobs.claim(tx, turns, synchronous=handler_tx.nested, failure=failure)
 
         job, failed_state = self._run_without_handler(begin, action)
         if attempt:
@@ -168,7 +168,7 @@ class _Dispatcher:
         """Run a handler on an event in a transaction of its own; return None if another dispatcher has the job now."""
         event = execution.make_event(job)
         if event is None:
-            return _Attempt(job, outbox.EVENT_MISSING)
+            return _Attempt(job, handler_jobs.EVENT_MISSING)
         handler = registry.get_handler(job.handler)
         started, handler_error = False, None
         try:
@@ -192,7 +192,7 @@ class _Dispatcher:
     def _start(self, handler_tx: HandlerTransaction, job: Job) -> Iterator[bool]:
         """Mark a job done and limit its transaction to the block; yield False if another dispatcher has the job."""
         tx = SessionTransaction(handler_tx.connection, self._settings)
-        before = outbox.start(tx, job, self._limits.handler_seconds)
+        before = handler_jobs.start(tx, job, self._limits.handler_seconds)
         yield before is not None
         if before and handler_tx.nested:
             tx.set(before)
@@ -205,7 +205,7 @@ class _Dispatcher:
             if attempt.error:
                 logger.warning("handler %s is done with event %s: its work was committed", job.handler, job.event_id)
             return
-        if not attempt.error and execution.log_throttle.allow((job.handler, outbox.ROLLED_BACK)):
+        if not attempt.error and execution.log_throttle.allow((job.handler, handler_jobs.ROLLED_BACK)):
             logger.warning("handler %s failed on event %s: its work was rolled back", job.handler, job.event_id)
         self.result.failed += not attempt.contended
         if state == "dead":

@@ -28,7 +28,7 @@ from mailglass_reconcile.rules.events import DeliveryEvent
 from mailglass_reconcile.rules.handlers import RegisteredHandler
 from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.rules.smtp import smtp_status
-from mailglass_reconcile.store.tables.outbox import Job
+from mailglass_reconcile.store.tables.handler_jobs import Job
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.store.database import Database, OpenConnection, uuid7_bounds
 from mailglass_reconcile.store.tables import handled_types
 from mailglass_reconcile.store.tables.handled_types import Registration
-from mailglass_reconcile.store.tables.outbox import NewJob
+from mailglass_reconcile.store.tables.handler_jobs import NewJob
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.tables import outbox
-from mailglass_reconcile.store.tables.outbox import Facts
+from mailglass_reconcile.store.tables import handler_jobs
+from mailglass_reconcile.store.tables.handler_jobs import Facts
 
 MAX_JOBS = 1_000
 MAX_GROUPS = 100
@@ -111,4 +111,4 @@ def load_jobs(database: Database, state: State, handler: str | None = None) -> J
 def load_facts(database: Database) -> Facts:
     """Count the jobs that wait, fail or are dead."""
     with database.reading(TIMEOUT_MS) as tx:
-        return outbox.load_facts(tx)
+        return handler_jobs.load_facts(tx)

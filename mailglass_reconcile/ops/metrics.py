@@ -8,8 +8,8 @@ from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import CheckContext, Finding
 from mailglass_reconcile.ops.runs import RunHistory
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.queries.window import NewerOrphans
-from mailglass_reconcile.store.tables import outbox, runs
+from mailglass_reconcile.store.queries.selection import NewerOrphans
+from mailglass_reconcile.store.tables import handler_jobs, runs
 
 TIMEOUT_MS = 2_000
 
@@ -33,7 +33,7 @@ class MetricsSnapshot:
     newer: NewerOrphans
     lag_seconds: float
     triggers: bool
-    outbox: outbox.Facts
+    outbox: handler_jobs.Facts
     findings: list[Finding]
 
 

@@ -23,9 +23,9 @@ from mailglass_reconcile.rules.matching import MATCHED, TENANT_MISMATCH, Keys, s
 from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import STATEMENT_TIMEOUT_MS, Database, Transaction
-from mailglass_reconcile.store.queries import listing, window
-from mailglass_reconcile.store.queries.listing import EXPIRED, WAITING, Cause, ListedEvent, ListFilter
-from mailglass_reconcile.store.queries.window import NewerOrphans
+from mailglass_reconcile.store.queries import orphan_lists, selection
+from mailglass_reconcile.store.queries.orphan_lists import EXPIRED, WAITING, Cause, ListedEvent, ListFilter
+from mailglass_reconcile.store.queries.selection import NewerOrphans
 from mailglass_reconcile.store.tables import open_orphans
 from mailglass_reconcile.store.tables.open_orphans import OrphanRow
 from mailglass_reconcile.store.tables.runs import OpenGroup
@@ -132,20 +132,20 @@ def load_page(
     runtime.load_imports(only_warn=True)
     with database.reading(timeout_ms) as tx:
         installed.require_migrated(tx)
-        if after and not listing.has_event(tx, after):
+        if after and not orphan_lists.has_event(tx, after):
             raise LookupError(f"the ledger has no event {after}")
         if filters.state == EXPIRED:
             return _fill_page(tx, filters, limit, after, _load_expired, tx.limits.most_events_read)
         max_ages = (60 * tx.settings.max_age_minutes, filters.max_age_seconds)
         filters = replace(filters, max_age_seconds=min(age for age in max_ages if age is not None))
-        page = _fill_page(tx, filters, limit, after, listing.load_newest, tx.limits.most_orphans_read)
+        page = _fill_page(tx, filters, limit, after, orphan_lists.load_newest, tx.limits.most_orphans_read)
         page.orphans = _match(tx, page.orphans)
         history = runs.load_history(tx)
         page.as_of = history.counted_at
         if with_counts and filters.type is None:
             causes = _count_by_last_sweep(tx, history.groups, filters)
             most = tx.limits.most_counted
-            page.causes = listing.count_causes(tx, filters, most) if causes is None else causes
+            page.causes = orphan_lists.count_causes(tx, filters, most) if causes is None else causes
             page.total = sum(cause.number for cause in page.causes)
             page.at_least = causes is None and page.total >= most
         return page
@@ -174,7 +174,7 @@ def _count_by_last_sweep(
     ]
     causes = break_down(tx, passing)
     if filters.state in (None, WAITING):
-        causes += listing.count_causes(tx, replace(filters, state=WAITING), tx.limits.most_counted)
+        causes += orphan_lists.count_causes(tx, replace(filters, state=WAITING), tx.limits.most_counted)
     return sorted(causes, key=lambda cause: -cause.number)
 
 
@@ -200,7 +200,7 @@ def _fill_page(
 
 
 def _load_expired(tx: Transaction, filters: ListFilter, after: str | None, size: int) -> list[ListedEvent]:
-    return _match(tx, listing.load_expired(tx, filters, after, size))
+    return _match(tx, orphan_lists.load_expired(tx, filters, after, size))
 
 
 def _match(tx: Transaction, events: list[ListedEvent]) -> list[ListedEvent]:
@@ -268,9 +268,9 @@ def find_newest(
     orphans: list[ListedEvent] = []
     number = 0
     for filters in selections:
-        newest = listing.load_newest(tx, filters, None, limit + 1)
+        newest = orphan_lists.load_newest(tx, filters, None, limit + 1)
         orphans += [orphan for orphan in newest if orphan.type is not None]
-        causes = listing.count_causes(tx, filters, read_limit) if len(newest) > limit else []
+        causes = orphan_lists.count_causes(tx, filters, read_limit) if len(newest) > limit else []
         number += sum(cause.number for cause in causes) or len(newest)
     orphans.sort(key=lambda orphan: (orphan.arrived_at.removesuffix("Z"), orphan.event_id), reverse=True)
     return NewestOrphans(_match(tx, orphans[:limit]), number, number >= read_limit or not all_read)
@@ -306,7 +306,7 @@ def load_without_keys(tx: Transaction) -> list[tuple[OrphanRow, Keys]]:
 def load_newer(database: Database, covered_until: str, tenant_id: str | None = None) -> NewerOrphans:
     """Return what has arrived after the window of a sweep and is open, of one tenant or, with None, of all."""
     with database.reading() as tx:
-        return window.load_newer(tx, covered_until, tenant_id)
+        return selection.load_newer(tx, covered_until, tenant_id)
 
 
 def break_down(tx: Transaction, groups: Sequence[OpenGroup]) -> list[Cause]:
@@ -378,7 +378,7 @@ def find_orphans(
             min_age_seconds=tx.settings.grace_seconds,
             max_age_seconds=60 * tx.settings.max_age_minutes,
         )
-        newest = listing.load_newest(tx, eligible, None, limit)
+        newest = orphan_lists.load_newest(tx, eligible, None, limit)
         orphans = open_orphans.read(tx.reading, [orphan.event_id for orphan in newest if orphan.type is not None])
         return [_orphan(*pair) for pair in zip(orphans, matcher.current_keys(tx.reading, orphans), strict=True)]
 

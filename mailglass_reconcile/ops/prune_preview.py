@@ -13,7 +13,7 @@ from mailglass_reconcile.mailglass_compat import raw_webhooks
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.database import Database, Transaction
-from mailglass_reconcile.store.tables import outbox, retention
+from mailglass_reconcile.store.tables import handler_jobs, retention
 
 TIMEOUT_MS = 240_000
 
@@ -101,8 +101,8 @@ def preview(database: Database) -> list[Preview]:
         )
         steps: list[tuple[str, str, Mapping[str, Any]]] = [
             *webhooks,
-            ("jobs_done", outbox.COUNT_OLD, {"state": "done", "days": days["jobs_done"]}),
-            ("jobs_dead", outbox.COUNT_OLD, {"state": "dead", "days": days["jobs_dead"]}),
+            ("jobs_done", handler_jobs.COUNT_OLD, {"state": "done", "days": days["jobs_done"]}),
+            ("jobs_dead", handler_jobs.COUNT_OLD, {"state": "dead", "days": days["jobs_dead"]}),
             ("expired", _EXPIRED, max_age),
             ("settled", _SETTLED, max_age),
             ("added", _MISSING, max_age),

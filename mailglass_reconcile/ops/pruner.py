@@ -24,7 +24,7 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.database import STATEMENT_TIMEOUT_MS, Database, OpenConnection, with_retries
 from mailglass_reconcile.store.migration import privileges
-from mailglass_reconcile.store.tables import outbox, refusals, repair, retention, runs
+from mailglass_reconcile.store.tables import handler_jobs, refusals, repair, retention, runs
 from mailglass_reconcile.store.tables.runs import Origin, Run
 from mailglass_reconcile.sweep.reading import ChunkReader, match_slice
 
@@ -150,7 +150,7 @@ class _Prune:
         for status in ("succeeded", "dead", "failed"):
             yield status, _make_delete_step(raw_webhooks.DELETE_OLD, days[status], status=status)
         for state in ("done", "dead"):
-            yield f"jobs_{state}", _make_delete_step(outbox.DELETE_OLD, days[f"jobs_{state}"], state=state)
+            yield f"jobs_{state}", _make_delete_step(handler_jobs.DELETE_OLD, days[f"jobs_{state}"], state=state)
         yield "expired", self._expire
         yield "added", repair.add_missing
         yield "settled", repair.remove_closed

@@ -13,7 +13,7 @@ from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.matching import is_usable, spellings_of
 from mailglass_reconcile.store.database import Database, Transaction
-from mailglass_reconcile.store.queries.listing import ListedEvent
+from mailglass_reconcile.store.queries.orphan_lists import ListedEvent
 from mailglass_reconcile.store.tables import personal_data
 from mailglass_reconcile.store.tables.personal_data import PersonFilter
 

@@ -16,8 +16,8 @@ from mailglass_reconcile.ops.time_series import TimeBucket
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
 from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.queries import window
-from mailglass_reconcile.store.queries.listing import Cause
+from mailglass_reconcile.store.queries import selection
+from mailglass_reconcile.store.queries.orphan_lists import Cause
 from mailglass_reconcile.store.tables.runs import OpenGroup
 
 LAST_RUNS = 5
@@ -208,9 +208,9 @@ def _count_of_last_sweep(context: CheckContext, tenant_id: str | None) -> Counte
 
 
 def _count_now(context: CheckContext, tenant_id: str | None) -> CountedGroups:
-    opened = window.open_window(context.tx, counted=True)
-    selection = window.select_orphans(context.tx, opened, tenant_id)
-    return CountedGroups(context.history.now, window.as_groups(selection.open), opened.until)
+    opened = selection.open_window(context.tx, counted=True)
+    selected = selection.select_orphans(context.tx, opened, tenant_id)
+    return CountedGroups(context.history.now, selection.as_groups(selected.open), opened.until)
 
 
 def _status(
@@ -222,7 +222,7 @@ def _status(
 ) -> Status:
     eligible = sum(group["orphans"] for group in counted.groups)
     is_as_in_context = tenant_id is None and counted.covered_until == context.history.covered_until
-    newer = context.newer if is_as_in_context else window.load_newer(context.tx, counted.covered_until, tenant_id)
+    newer = context.newer if is_as_in_context else selection.load_newer(context.tx, counted.covered_until, tenant_id)
     problems, of_all = sentences(findings, ERROR), tenant_id is None
     return Status(
         tenant_id=tenant_id,

@@ -11,8 +11,8 @@ from mailglass_reconcile.ops import deliveries, explanation, orphans
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.matching import spellings_of
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.queries.listing import EXPIRED
-from mailglass_reconcile.store.queries.window import EVERYTHING, OrphanFilter
+from mailglass_reconcile.store.queries.orphan_lists import EXPIRED
+from mailglass_reconcile.store.queries.selection import EVERYTHING, OrphanFilter
 from mailglass_reconcile.sweep.recent import AHEAD_SECONDS
 from mailglass_reconcile.sweep.reconciler import Sweep
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mailglass_reconcile.rules.humanize import sanitize_tenant
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.queries import window
+from mailglass_reconcile.store.queries import selection
 
 TIMEOUT_MS = 24_000
 
@@ -17,7 +17,7 @@ SELECT EXISTS (SELECT FROM {schema}.mailglass_deliveries WHERE tenant_id = :tena
 
 def describe_unknown(database: Database, tenant_id: str) -> str | None:
     """Return a sentence if no event and no delivery has this tenant; None if one has."""
-    if not window.is_storable_tenant(tenant_id):
+    if not selection.is_storable_tenant(tenant_id):
         return f"no event or delivery can have tenant {sanitize_tenant(tenant_id)!r}"
     with database.reading(TIMEOUT_MS) as tx:
         if tx.execute(_IS_THERE, {"tenant_id": tenant_id}).scalar_one():

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from mailglass_reconcile.linking.link import Batch
 from mailglass_reconcile.store.limits import Limits
-from mailglass_reconcile.store.queries.window import Group, Selection
+from mailglass_reconcile.store.queries.selection import Group, Selection
 
 
 class SweepCounters:

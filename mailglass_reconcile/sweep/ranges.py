@@ -7,8 +7,8 @@ from itertools import pairwise
 
 from mailglass_reconcile.errors import InvalidArgumentError
 from mailglass_reconcile.store.database import Database, with_retries
-from mailglass_reconcile.store.queries import window
-from mailglass_reconcile.store.queries.window import Range
+from mailglass_reconcile.store.queries import selection
+from mailglass_reconcile.store.queries.selection import Range
 
 MOST_RANGES = 100
 """A backlog that would need more gets larger ones."""
@@ -24,12 +24,12 @@ def cut_window(database: Database, tenant_id: str | None, size: int) -> tuple[in
 
     def read() -> tuple[int, list[Range]]:
         with connected.reading() as tx:
-            opened = window.open_window(tx)
-            eligible = window.count_open(tx, opened, tenant_id)
+            opened = selection.open_window(tx)
+            eligible = selection.count_open(tx, opened, tenant_id)
             if eligible <= size:
                 return eligible, []
             ranges = min(MOST_RANGES, math.ceil(eligible / size))
-            edges = window.range_boundaries(tx, opened, tenant_id, math.ceil(eligible / ranges), eligible)
+            edges = selection.range_boundaries(tx, opened, tenant_id, math.ceil(eligible / ranges), eligible)
         return eligible, [Range(*edge) for edge in pairwise([opened.after, *dict.fromkeys(edges), opened.until])]
 
     with database.connect() as connected:

@@ -16,7 +16,7 @@ from mailglass_reconcile.linking.halving import Retry, RowFailure, run_halved
 from mailglass_reconcile.linking.matcher import OrphanMatch, match_orphans
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.store.database import OpenConnection, Reading, Transaction
-from mailglass_reconcile.store.queries.window import Part
+from mailglass_reconcile.store.queries.selection import Part
 from mailglass_reconcile.store.tables import open_orphans
 from mailglass_reconcile.store.tables.open_orphans import OrphanRow
 

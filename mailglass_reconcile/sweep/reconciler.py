@@ -35,7 +35,7 @@ from mailglass_reconcile.rules.matching import MATCHED
 from mailglass_reconcile.rules.states import OUTCOMES, SKIPPED, SweepStatus
 from mailglass_reconcile.store.database import Database, OpenConnection, Transaction, with_retries
 from mailglass_reconcile.store.migration import privileges
-from mailglass_reconcile.store.queries.window import (
+from mailglass_reconcile.store.queries.selection import (
     EVERYTHING,
     Group,
     OrphanFilter,
@@ -53,8 +53,8 @@ from mailglass_reconcile.store.tables.open_orphans import Cursor, OrphanRow
 from mailglass_reconcile.store.tables.runs import COUNTS, Origin, Run, RunKind
 from mailglass_reconcile.store.tables.stored_keys import StoredKeys
 from mailglass_reconcile.sweep import reading, run_log
+from mailglass_reconcile.sweep.background_iterator import run_ahead
 from mailglass_reconcile.sweep.counters import SweepCounters
-from mailglass_reconcile.sweep.prefetch import run_ahead
 from mailglass_reconcile.sweep.reading import ChunkReader, SliceResult
 from mailglass_reconcile.sweep.result import SweepResult, format_mismatches
 

@@ -40,8 +40,9 @@ from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.states import OPEN_STATES, RUN_STATUSES
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.queries.listing import ListedEvent
-from mailglass_reconcile.store.tables import ledger, outbox
+from mailglass_reconcile.store.queries.orphan_lists import ListedEvent
+from mailglass_reconcile.store.tables import ledger
+from mailglass_reconcile.store.tables.handler_jobs import FAILING_ATTEMPTS, MOST_ATTEMPTS
 from mailglass_reconcile.store.tables.runs import KINDS
 from mailglass_reconcile.web import chart, metrics, parameters
 from mailglass_reconcile.web.access import Access, is_cross_site, read_form
@@ -211,8 +212,8 @@ class Pages:
             waiting=await self._cache.get("waiting", lambda: handler_jobs.load_jobs(self._database, "waiting")),
             dead=await self._cache.get("dead", lambda: handler_jobs.load_jobs(self._database, "dead")),
             jobs_shown=EVENTS,
-            failing_attempts=outbox.FAILING_ATTEMPTS,
-            most_attempts=outbox.MOST_ATTEMPTS,
+            failing_attempts=FAILING_ATTEMPTS,
+            most_attempts=MOST_ATTEMPTS,
         )
 
     @_with_error_pages

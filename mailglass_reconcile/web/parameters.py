@@ -11,7 +11,7 @@ from starlette.datastructures import QueryParams
 from mailglass_reconcile.ops import orphans
 from mailglass_reconcile.ops.runs import RunFilter
 from mailglass_reconcile.rules.states import OPEN_STATES, RUN_STATUSES
-from mailglass_reconcile.store.queries.listing import ListFilter
+from mailglass_reconcile.store.queries.orphan_lists import ListFilter
 from mailglass_reconcile.store.tables.runs import KINDS
 
 HOURS = {6: "6 hours", 24: "24 hours", 168: "7 days"}

@@ -19,7 +19,7 @@ from mailglass_reconcile.receiver import app
 from mailglass_reconcile.rules import thresholds
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.migration import privileges
-from mailglass_reconcile.store.tables import ledger, outbox, runs
+from mailglass_reconcile.store.tables import handler_jobs, ledger, runs
 
 pytestmark = pytest.mark.version_independent
 
@@ -30,7 +30,7 @@ PAGES = {page.name: " ".join(page.read_text().split()) for page in [*pages.PAGES
 @pytest.mark.parametrize(
     "sentence",
     [
-        f"Dead, after {reference.WORDS[outbox.MOST_ATTEMPTS]} attempts",
+        f"Dead, after {reference.WORDS[handler_jobs.MOST_ATTEMPTS]} attempts",
         f"more than {ledger.DOCUMENT_BYTES // 1024} kB of text",
     ],
 )
@@ -69,7 +69,7 @@ def test_the_waits_before_a_failed_job_runs_again_are_those_of_the_page():
         int(number.replace("a", "1")) * seconds[unit]
         for number, unit in re.findall(r"(\d+|a) (second|minute|hour|day)", delays)
     ]
-    assert tuple(waits) == outbox.DELAYS_SECONDS
+    assert tuple(waits) == handler_jobs.DELAYS_SECONDS
 
 
 def test_the_entries_of_beat_run_and_expire_as_the_page_says():

@@ -24,8 +24,8 @@ from mailglass_reconcile import Sent, dispatch, on_event, record_send
 from mailglass_reconcile.handlers import execution
 from mailglass_reconcile.handlers.dispatcher import DispatchResult
 from mailglass_reconcile.rules import handlers as registry
-from mailglass_reconcile.store.tables import outbox
-from mailglass_reconcile.store.tables.outbox import Failure
+from mailglass_reconcile.store.tables import handler_jobs
+from mailglass_reconcile.store.tables.handler_jobs import Failure
 from marking import slow_unless
 from recording import NOW, event, record
 from waiting import PATIENCE, wait_until
@@ -178,15 +178,15 @@ DELAY = "SELECT extract(epoch FROM next_at - now()::timestamp) FROM mailglass_ha
 
 def test_an_event_whose_handler_always_fails_is_dead_in_the_end(handler_db):
     """It fails nine times, the last time a day after the one before; then it can be retried manually."""
-    failing("bad", ValueError(), times=outbox.MOST_ATTEMPTS)
+    failing("bad", ValueError(), times=handler_jobs.MOST_ATTEMPTS)
     link_orphans(handler_db)
     delays = []
-    for _ in range(outbox.MOST_ATTEMPTS):
+    for _ in range(handler_jobs.MOST_ATTEMPTS):
         make_due(handler_db)
         assert dispatch().failed == 1
         delays.append(float(handler_db.value(DELAY)))
     assert states(handler_db) == {"dead": 1}
-    for planned, delay in zip(outbox.DELAYS_SECONDS, delays, strict=False):
+    for planned, delay in zip(handler_jobs.DELAYS_SECONDS, delays, strict=False):
         assert planned - 1 < delay < planned * 1.25 + 1
     assert counts(dispatch()) == (0, 0, 0)
     assert effects(handler_db) == {}
@@ -628,7 +628,7 @@ def test_a_dispatcher_that_is_shut_down_counts_only_the_attempt_that_was_interru
     with pytest.raises(KeyboardInterrupt):
         dispatch()
     assert states(handler_db) == {"done": 2, "waiting": 2}
-    assert list(map(tuple, handler_db.rows(WAITING))) == [(0, None), (1, outbox.UNFINISHED)]
+    assert list(map(tuple, handler_db.rows(WAITING))) == [(0, None), (1, handler_jobs.UNFINISHED)]
     assert counts(dispatch()) == (1, 0, 0)
     make_due(handler_db)
     assert counts(dispatch()) == (1, 0, 0)
@@ -683,7 +683,7 @@ def test_an_attempt_that_ends_with_its_process_counts(handler_db):
 
     leaving("other")
     link_orphans(handler_db, 2)
-    for _ in range(outbox.MOST_ATTEMPTS):
+    for _ in range(handler_jobs.MOST_ATTEMPTS):
         make_due(handler_db)
         with pytest.raises(SystemExit):
             dispatch()
@@ -691,7 +691,7 @@ def test_an_attempt_that_ends_with_its_process_counts(handler_db):
     assert dispatch().dead == 1
     assert effects(handler_db) == {"before": 2, "effect": 1, "other": 2}
     dead = handler_db.rows("SELECT handler, error FROM mailglass_handler_outbox WHERE state = 'dead'")
-    assert dead == [("effect", outbox.UNFINISHED)]
+    assert dead == [("effect", handler_jobs.UNFINISHED)]
 
 
 LOST = """
@@ -709,7 +709,7 @@ def test_a_job_whose_event_the_ledger_has_lost_fails_without_a_run(handler_db):
     assert counts(dispatch()) == (1, 1, 0)
     assert len(received) == 1
     error = handler_db.value("SELECT error FROM mailglass_handler_outbox WHERE state = 'waiting'")
-    assert error == outbox.EVENT_MISSING
+    assert error == handler_jobs.EVENT_MISSING
 
 
 def test_a_claim_that_another_dispatcher_has_taken_over_is_dropped(handler_db):
@@ -718,10 +718,10 @@ def test_a_claim_that_another_dispatcher_has_taken_over_is_dropped(handler_db):
     link_orphans(handler_db)
     first, second = _claim(handler_db), _claim(handler_db)
     with handler_db.database.writing() as tx:
-        assert outbox.start(tx, first, 30) is None
-        assert outbox.claim(tx, [], synchronous=True, failure=Failure(first, "ValueError")) == (None, None)
-        assert outbox.start(tx, second, 30) is not None
-        assert outbox.start(tx, second, 30) is None, "it is done already"
+        assert handler_jobs.start(tx, first, 30) is None
+        assert handler_jobs.claim(tx, [], synchronous=True, failure=Failure(first, "ValueError")) == (None, None)
+        assert handler_jobs.start(tx, second, 30) is not None
+        assert handler_jobs.start(tx, second, 30) is None, "it is done already"
         tx.connection.rollback()
 
 
@@ -733,7 +733,7 @@ def test_a_dispatcher_waits_for_a_claimed_job_that_another_one_locks_briefly(han
 
     def start():
         with handler_db.database.writing() as tx:
-            is_started = outbox.start(tx, claimed, 30) is not None
+            is_started = handler_jobs.start(tx, claimed, 30) is not None
             tx.connection.rollback()
             return is_started
 
@@ -757,7 +757,7 @@ SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wai
 def _claim(db):
     make_due(db)
     with db.database.writing() as tx:
-        return outbox.claim(tx, [("x", "bounced")], synchronous=True).job
+        return handler_jobs.claim(tx, [("x", "bounced")], synchronous=True).job
 
 
 def test_a_foreign_reconciled_event_calls_no_handler(handler_db):

@@ -14,7 +14,7 @@ from handling import effects, failing, handle, handle_all, leaving, make_due, st
 from mailglass_reconcile.handlers import administration
 from mailglass_reconcile.ops import status
 from mailglass_reconcile.schedule import DISPATCH_TASK
-from mailglass_reconcile.store.tables import outbox
+from mailglass_reconcile.store.tables import handler_jobs
 from processes import COMMAND
 from waiting import PATIENCE, wait_until
 
@@ -203,7 +203,7 @@ def test_a_claim_reads_neither_finished_jobs_nor_those_of_other_handlers(handler
     turns = [("audit", "complained"), ("audit", "bounced"), ("suppress", "bounced")]
     with handler_db.database.writing() as tx:
         before = tx.execute(BLOCKS, name).scalar_one()
-        claimed = [outbox.claim(tx, turns, synchronous=True).job for _ in range(11)]
+        claimed = [handler_jobs.claim(tx, turns, synchronous=True).job for _ in range(11)]
         assert {job.type for job in claimed[:10]} == {"bounced"}
         assert claimed[10] is None
         assert tx.execute(BLOCKS, name).scalar_one() - before < 300

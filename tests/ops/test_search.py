@@ -12,8 +12,8 @@ from mailglass_reconcile.ops import deliveries, orphans, search
 from mailglass_reconcile.rules.addresses import make_index_key
 from mailglass_reconcile.rules.addresses import normalize_address as compared
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.queries import listing
-from mailglass_reconcile.store.queries.listing import ListFilter
+from mailglass_reconcile.store.queries import orphan_lists
+from mailglass_reconcile.store.queries.orphan_lists import ListFilter
 from mailglass_reconcile.store.tables import personal_data
 from mailglass_reconcile.sweep import reconciler
 from recording import event, record
@@ -244,7 +244,7 @@ def test_open_orphans_cost_their_ids_and_for_an_address_one_pass(wide, recipient
     """The number of other open orphans does not matter."""
     filters = ListFilter(recipient=recipient) if recipient else ListFilter(message_ids=frozenset(message_ids))
     with wide.reading() as tx:
-        plan = meter.plan_of(tx, lambda: listing.load_newest(tx, filters, None, 20))
+        plan = meter.plan_of(tx, lambda: orphan_lists.load_newest(tx, filters, None, 20))
     assert plan.read <= at_most
 
 

@@ -8,7 +8,7 @@ import mailglass_reconcile
 from catalog import installation
 from mailglass_reconcile.store.schema import script
 from mailglass_reconcile.store.schema.script import SCOPE
-from mailglass_reconcile.store.tables import deliveries, ledger, open_orphans, outbox, sends
+from mailglass_reconcile.store.tables import deliveries, handler_jobs, ledger, open_orphans, sends
 
 FUNCTIONS = {
     step.name for step in script.steps() if step.kind == "function" and step.name.startswith("mailglass_reconcile_")
@@ -38,8 +38,8 @@ def test_each_caller_names_a_functions_arguments_in_their_order(tx):
         ledger.APPEND_WEBHOOK,
         ledger.LINK,
         open_orphans.AFTER_COMMIT,
-        outbox.CLAIM,
-        outbox.START,
+        handler_jobs.CLAIM,
+        handler_jobs.START,
         sends.STORE,
     ):
         arguments = rows[function.name].arguments.split(", ")

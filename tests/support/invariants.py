@@ -20,7 +20,7 @@ from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.states import OUTCOMES
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.tables.outbox import MOST_ATTEMPTS
+from mailglass_reconcile.store.tables.handler_jobs import MOST_ATTEMPTS
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 from waiting import wait_until

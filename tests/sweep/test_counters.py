@@ -16,7 +16,7 @@ from factories import delivery_row, insert, orphan_row, postmark
 from mailglass_reconcile import reconcile
 from mailglass_reconcile.linking.link import Batch
 from mailglass_reconcile.rules.states import OUTCOMES, SKIPPED
-from mailglass_reconcile.store.queries.window import Group, Selection
+from mailglass_reconcile.store.queries.selection import Group, Selection
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.counters import SweepCounters
 

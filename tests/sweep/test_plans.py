@@ -21,10 +21,10 @@ from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Database, Transaction, prefer_scans
 from mailglass_reconcile.store.limits import Limits
-from mailglass_reconcile.store.queries import listing, window
-from mailglass_reconcile.store.queries.listing import ListFilter
-from mailglass_reconcile.store.queries.window import OrphanFilter, Window
-from mailglass_reconcile.store.tables import deliveries, ledger, open_orphans, outbox, sends, stored_keys
+from mailglass_reconcile.store.queries import orphan_lists, selection
+from mailglass_reconcile.store.queries.orphan_lists import ListFilter
+from mailglass_reconcile.store.queries.selection import OrphanFilter, Window
+from mailglass_reconcile.store.tables import deliveries, handler_jobs, ledger, open_orphans, sends, stored_keys
 from mailglass_reconcile.store.tables.deliveries import Question
 from mailglass_reconcile.store.tables.ledger import ClaimedEvent, Entry
 from mailglass_reconcile.store.tables.open_orphans import Cursor
@@ -214,21 +214,21 @@ def probing(tx: Transaction, call: Callable[[], object]) -> Plan:
 
 def test_the_window_of_a_recent_sweep_reads_the_catalog_only(reading):
     """It reads the window's bounds and the schema's state, and no table that grows."""
-    plan = plan_of(reading, lambda: window.open_window(reading, ages=(60.0, -300.0)))
+    plan = plan_of(reading, lambda: selection.open_window(reading, ages=(60.0, -300.0)))
     assert not plan.whole.keys() & set(TABLES)
     assert plan.catalog + plan.read <= 100
 
 
 def test_the_window_of_a_full_sweep_counts_a_few_along_the_index_of_arrival(reading):
     """It counts just enough to know that more are open."""
-    plan = probing(reading, lambda: window.open_window(reading, counted=True))
+    plan = probing(reading, lambda: selection.open_window(reading, counted=True))
     assert plan.indexes & {ARRIVAL, deliveries.INDEX} == {ARRIVAL}
     assert plan.catalog + plan.read <= Limits.few_orphans + 100
 
 
 def test_the_edges_of_ranges_are_found_in_one_walk_of_the_index_of_arrival(reading, all_open):
     """Nothing is sorted, however large the backlog."""
-    plan = probing(reading, lambda: window.range_boundaries(reading, all_open, None, 5_000, ROWS))
+    plan = probing(reading, lambda: selection.range_boundaries(reading, all_open, None, 5_000, ROWS))
     assert plan.indexes == {ARRIVAL}
     assert plan.kinds["Sort"] <= 1, "that of the few edges"
     assert plan.read <= ROWS
@@ -237,11 +237,11 @@ def test_the_edges_of_ranges_are_found_in_one_walk_of_the_index_of_arrival(readi
 def test_what_arrived_after_a_sweep_is_counted_without_reading_the_others(reading):
     """It reads the index of arrival from the end of the window on, at most so many rows."""
     in_grace = reading.execute("SELECT (now()::timestamp - interval '1 minute')::text").scalar_one()
-    plan = probing(reading, lambda: window.load_newer(reading, in_grace))
+    plan = probing(reading, lambda: selection.load_newer(reading, in_grace))
     assert plan.indexes == {ARRIVAL}
     assert plan.read == 0
     few = Transaction(reading.connection, reading.settings, Limits(most_counted=SIZE))
-    plan = probing(few, lambda: window.load_newer(few, None))
+    plan = probing(few, lambda: selection.load_newer(few, None))
     assert plan.indexes == {ARRIVAL}
     assert plan.kinds["Sort"] == 0
     assert plan.read <= SIZE
@@ -249,7 +249,7 @@ def test_what_arrived_after_a_sweep_is_counted_without_reading_the_others(readin
 
 def test_a_list_reads_along_the_index_of_arrival_until_there_are_enough(reading):
     """It reads each orphan, its event for the type, and its two ids."""
-    plan = probing(reading, lambda: listing.load_newest(reading, ListFilter(), None, SIZE))
+    plan = probing(reading, lambda: orphan_lists.load_newest(reading, ListFilter(), None, SIZE))
     assert plan.indexes >= {ARRIVAL, "mailglass_events_pkey"}
     assert plan.kinds["Sort"] == plan.kinds["Incremental Sort"] == 0
     assert plan.read <= 4 * SIZE + 10
@@ -268,7 +268,7 @@ FILTERS = {
 @pytest.mark.parametrize("name", FILTERS)
 def test_a_list_with_a_filter_reads_the_open_orphans_once_at_most(reading, name):
     """Types and ids are looked up for the page alone."""
-    plan = plan_of(reading, lambda: listing.load_newest(reading, FILTERS[name], None, SIZE))
+    plan = plan_of(reading, lambda: orphan_lists.load_newest(reading, FILTERS[name], None, SIZE))
     assert plan.whole.keys() <= {"mailglass_open_orphans"}
     assert plan.read <= ROWS + 3 * SIZE
 
@@ -276,7 +276,7 @@ def test_a_list_with_a_filter_reads_the_open_orphans_once_at_most(reading, name)
 @pytest.mark.parametrize("name", FILTERS)
 def test_causes_are_counted_along_the_index_of_arrival(reading, name):
     """Each open orphan is read once; ids and deliveries are looked up for a tenant mismatch only."""
-    plan = probing(reading, lambda: listing.count_causes(reading, FILTERS[name], ROWS))
+    plan = probing(reading, lambda: orphan_lists.count_causes(reading, FILTERS[name], ROWS))
     assert plan.read <= ROWS
 
 
@@ -285,7 +285,7 @@ def test_a_tenant_mismatch_costs_its_ids_and_one_delivery(writing, other_orphans
     with writing.connection.begin_nested() as savepoint:
         open_orphans.store_states(writing, dict.fromkeys(other_orphans, ("tenant_mismatch", RANK)))
         row_filter = ListFilter(state="tenant_mismatch")
-        plan = probing(writing, lambda: listing.count_causes(writing, row_filter, ROWS))
+        plan = probing(writing, lambda: orphan_lists.count_causes(writing, row_filter, ROWS))
         savepoint.rollback()
     assert deliveries.INDEX in plan.indexes
     assert plan.read <= ROWS + 4 * SIZE
@@ -294,7 +294,7 @@ def test_a_tenant_mismatch_costs_its_ids_and_one_delivery(writing, other_orphans
 def test_a_list_by_message_id_finds_its_orphans_by_primary_key(reading):
     """Stale statistics change nothing."""
     row_filter = ListFilter(message_ids=frozenset(("message-7", "other-8")))
-    plan = probing(reading, lambda: listing.load_newest(reading, row_filter, None, SIZE))
+    plan = probing(reading, lambda: orphan_lists.load_newest(reading, row_filter, None, SIZE))
     assert "mailglass_open_orphans_pkey" in plan.indexes
     assert plan.read <= 20
 
@@ -305,7 +305,7 @@ PROBED = {ARRIVAL, "mailglass_open_orphan_ids_pkey", deliveries.INDEX}
 @pytest.mark.parametrize("tenant_id", [None, pytest.param("acme", marks=pytest.mark.slow)])
 def test_orphans_to_match_are_chosen_by_probes(reading, all_open, tenant_id):
     """Each orphan of the window is read twice along the index of arrival, then its two ids and their deliveries."""
-    plan = probing(reading, lambda: window.select_orphans(reading, all_open._replace(by_scans=False), tenant_id))
+    plan = probing(reading, lambda: selection.select_orphans(reading, all_open._replace(by_scans=False), tenant_id))
     assert plan.indexes == PROBED
     assert plan.read <= 2 * ROWS + 4 * KEYED + 4 * ROWS
 
@@ -314,7 +314,7 @@ def test_a_targeted_sweep_reads_the_window_once_and_the_ids_that_it_is_about(rea
     """Orphans with outdated keys or none are included."""
     only = OrphanFilter("postmark", ["message-7"])
     plan = probing(
-        reading, lambda: window.select_orphans(reading, all_open._replace(by_scans=False), "acme", only=only)
+        reading, lambda: selection.select_orphans(reading, all_open._replace(by_scans=False), "acme", only=only)
     )
     assert plan.indexes <= {*PROBED, "mailglass_open_orphan_ids_candidate_idx"}
     assert plan.read <= 3 * ROWS
@@ -323,7 +323,7 @@ def test_a_targeted_sweep_reads_the_window_once_and_the_ids_that_it_is_about(rea
 def test_a_small_window_of_a_large_table_is_chosen_by_probes_of_its_rows(reading, all_open):
     """A recent sweep has such a window, or a range of a fan-out."""
     small = all_open._replace(after=_place(reading, ROWS - SIZE).arrived_at, until="infinity", by_scans=False)
-    plan = probing(reading, lambda: window.select_orphans(reading, small))
+    plan = probing(reading, lambda: selection.select_orphans(reading, small))
     assert plan.indexes <= PROBED
     assert plan.read <= 20 * SIZE
 
@@ -331,7 +331,7 @@ def test_a_small_window_of_a_large_table_is_chosen_by_probes_of_its_rows(reading
 @pytest.mark.parametrize("tenant_id", [None, pytest.param("acme", marks=pytest.mark.slow)])
 def test_orphans_to_match_are_chosen_by_reading_the_tables_once_each(reading, all_open, tenant_id):
     """Ids and deliveries are hashed; orphans are read for their states and for the counts."""
-    plan = plan_of(reading, lambda: window.select_orphans(reading, all_open._replace(by_scans=True), tenant_id))
+    plan = plan_of(reading, lambda: selection.select_orphans(reading, all_open._replace(by_scans=True), tenant_id))
     assert "Hash Join" in plan.kinds or "Hash Semi Join" in plan.kinds
     assert plan.kinds["Nested Loop"] == 0
     assert not plan.indexes & {*PROBED, "mailglass_open_orphans_pkey"}
@@ -346,7 +346,7 @@ def test_each_table_is_read_once_if_no_orphan_can_match(writing, all_open):
     with writing.connection.begin_nested() as savepoint:
         writing.connection.exec_driver_sql("SET LOCAL max_parallel_workers_per_gather = 0")
         writing.execute("DELETE FROM {schema}.mailglass_open_orphan_ids WHERE position = 2")
-        plan = plan_of(writing, lambda: window.select_orphans(writing, keyed))
+        plan = plan_of(writing, lambda: selection.select_orphans(writing, keyed))
         savepoint.rollback()
     assert {table: plan.whole[table] for table in TABLES if plan.whole[table]} == {
         "mailglass_open_orphans": 1,
@@ -364,7 +364,7 @@ def ids_by_part(selection):
 def test_both_paths_choose_the_same(reading, all_open, path):
     """They leave out the same, too."""
     alternative, preferred = (
-        window.select_orphans(reading, all_open._replace(by_scans=prefer_scans)) for prefer_scans in (not path, path)
+        selection.select_orphans(reading, all_open._replace(by_scans=prefer_scans)) for prefer_scans in (not path, path)
     )
     assert (preferred.selected, preferred.left_out) == (alternative.selected, alternative.left_out)
     ids = ids_by_part(preferred)
@@ -375,9 +375,9 @@ def test_both_paths_choose_the_same(reading, all_open, path):
 
 def test_a_full_sweep_of_many_orphans_prefers_scans_and_one_of_few_prefers_probes(reading):
     place = _place(reading, ROWS - SIZE).arrived_at
-    assert window.open_window(reading, counted=True).by_scans
-    assert not window.open_window(reading, counted=True, bounds=(place, None)).by_scans
-    assert not window.open_window(reading).by_scans, "nothing is counted for a recent sweep"
+    assert selection.open_window(reading, counted=True).by_scans
+    assert not selection.open_window(reading, counted=True, bounds=(place, None)).by_scans
+    assert not selection.open_window(reading).by_scans, "nothing is counted for a recent sweep"
 
 
 MANY_MILLIONS = """
@@ -391,8 +391,8 @@ def test_a_planner_that_expects_ten_million_rows_hashes_and_never_compares_lists
     with untouched.connection.begin_nested() as savepoint:
         untouched.connection.exec_driver_sql(MANY_MILLIONS)
         with prefer_scans(untouched):
-            parameters = window.parameters(untouched, all_open._replace(by_scans=True), None)
-            rows = untouched.execute("EXPLAIN " + window._SELECT, parameters).scalars().all()
+            parameters = selection.parameters(untouched, all_open._replace(by_scans=True), None)
+            rows = untouched.execute("EXPLAIN " + selection._SELECT, parameters).scalars().all()
         savepoint.rollback()
     plan = "\n".join(rows)
     assert "rows=1" in plan
@@ -404,8 +404,8 @@ def test_a_planner_that_expects_ten_million_rows_hashes_and_never_compares_lists
 @pytest.mark.slow
 def test_after_scans_statements_probe_again(reading, all_open):
     """The path of one statement does not apply to the next."""
-    window.select_orphans(reading, all_open._replace(by_scans=True))
-    probing(reading, lambda: window.select_orphans(reading, all_open._replace(by_scans=False)))
+    selection.select_orphans(reading, all_open._replace(by_scans=True))
+    probing(reading, lambda: selection.select_orphans(reading, all_open._replace(by_scans=False)))
 
 
 def test_orphans_are_read_by_primary_key(reading, events):
@@ -552,7 +552,7 @@ def test_an_orphan_that_is_marked_as_failed_is_read_twice(writing, other_orphans
 def test_a_job_is_claimed_by_one_probe_for_each_handler_and_type(writing):
     """Other waiting jobs do not matter; event and delivery are read by their primary keys."""
     turns = [("audit", "opened"), ("audit", "delivered"), ("other", "delivered")]
-    plan = probing(writing, lambda: outbox.claim(writing, turns, synchronous=True))
+    plan = probing(writing, lambda: handler_jobs.claim(writing, turns, synchronous=True))
     assert plan.indexes == {
         "mailglass_handler_outbox_due_idx",
         "mailglass_handler_outbox_pkey",
@@ -568,11 +568,13 @@ def test_an_attempt_ends_without_reading_all_that_wait(request, scope):
     """This holds in the handler's own transaction, where the planner is free, and after it."""
     tx = request.getfixturevalue(scope)
     event_id = tx.execute("SELECT md5('event20000')::uuid::text").scalar_one()
-    job = outbox.Job(event_id, "audit", 1, False, "delivered", event_id, *7 * (None,), None)
-    plan = plan_of(tx, lambda: outbox.start(tx, job, 30))
+    job = handler_jobs.Job(event_id, "audit", 1, False, "delivered", event_id, *7 * (None,), None)
+    plan = plan_of(tx, lambda: handler_jobs.start(tx, job, 30))
     assert plan.indexes == {"mailglass_handler_outbox_pkey"}
     assert plan.read <= 1
-    plan = plan_of(tx, lambda: outbox.claim(tx, [], synchronous=True, failure=outbox.Failure(job, "ValueError")))
+    plan = plan_of(
+        tx, lambda: handler_jobs.claim(tx, [], synchronous=True, failure=handler_jobs.Failure(job, "ValueError"))
+    )
     assert "mailglass_handler_outbox_pkey" in plan.indexes
     assert plan.read <= 1, "there is nothing to claim without handlers"
 
@@ -729,7 +731,7 @@ def test_a_wide_id_makes_no_row_of_each_orphan_with_each_delivery(untouched, all
             "UPDATE mailglass_open_orphan_ids SET candidate_id = 'campaign' WHERE position = 2 AND event_id = ANY"
             " (ARRAY(SELECT md5('event' || n)::uuid FROM generate_series(30001, 32000) AS n))"
         )
-        plan = plan_of(untouched, lambda: window.select_orphans(untouched, all_open._replace(by_scans=True)))
+        plan = plan_of(untouched, lambda: selection.select_orphans(untouched, all_open._replace(by_scans=True)))
         savepoint.rollback()
     assert plan.most <= 2 * KEYED + ROWS + WIDE
 
@@ -779,7 +781,7 @@ def test_a_page_of_200_000_orphans_that_arrived_at_once_reads_them_once_at_most(
     with orphans_at_once.reading() as tx:
         tx.connection.exec_driver_sql("SET LOCAL max_parallel_workers_per_gather = 0")
         cursor = after and tx.execute("SELECT md5('event' || :n)::uuid::text", {"n": str(after)}).scalar_one()
-        plan = plan_of(tx, lambda: listing.load_newest(tx, filters, cursor, SIZE))
+        plan = plan_of(tx, lambda: orphan_lists.load_newest(tx, filters, cursor, SIZE))
     assert plan.read <= at_most
 
 
@@ -787,8 +789,8 @@ def test_a_page_of_200_000_orphans_that_arrived_at_once_reads_them_once_at_most(
 def test_pages_of_orphans_that_arrived_at_once_follow_each_other(orphans_at_once):
     """Orphans of one moment are ordered by id, so no page repeats the one before it."""
     with orphans_at_once.reading() as tx:
-        first = listing.load_newest(tx, ListFilter(tenant_id="beryl"), None, SIZE)
-        second = listing.load_newest(tx, ListFilter(tenant_id="beryl"), first[-1].event_id, SIZE)
+        first = orphan_lists.load_newest(tx, ListFilter(tenant_id="beryl"), None, SIZE)
+        second = orphan_lists.load_newest(tx, ListFilter(tenant_id="beryl"), first[-1].event_id, SIZE)
     ids = [orphan.event_id for orphan in (*first, *second)]
     assert ids == sorted(set(ids), reverse=True)
     assert len(ids) == 2 * SIZE

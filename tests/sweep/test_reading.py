@@ -20,7 +20,7 @@ from mailglass_reconcile import key_rule, reconcile
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import with_retries
-from mailglass_reconcile.store.queries.window import make_part
+from mailglass_reconcile.store.queries.selection import make_part
 from mailglass_reconcile.sweep import recent, reconciler
 from mailglass_reconcile.sweep.reading import FEW, ChunkReader, match_at_once, match_slice
 from meter import Traffic

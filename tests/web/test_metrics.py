@@ -18,7 +18,7 @@ from handling import failing, make_due
 from mailglass_reconcile import Settings, dispatch, exposition, prune, reconcile
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.tables import outbox
+from mailglass_reconcile.store.tables import handler_jobs
 from mailglass_reconcile.web import create_app, metrics
 from mailglass_reconcile.web.app import application
 from scraping import delivery_of, parse_samples, scrape, value
@@ -110,7 +110,7 @@ def test_dead_and_retried_jobs_are_counted(handler_db):
     assert value(scrape(handler_db), "handler_jobs", state="waiting") == 1
     handler_db.run("UPDATE mailglass_handler_outbox SET attempts = 3")
     assert value(scrape(handler_db), "handler_jobs", state="failing") == 1
-    handler_db.run("UPDATE mailglass_handler_outbox SET attempts = :most", most=outbox.MOST_ATTEMPTS - 1)
+    handler_db.run("UPDATE mailglass_handler_outbox SET attempts = :most", most=handler_jobs.MOST_ATTEMPTS - 1)
     make_due(handler_db)
     dispatch()
     assert value(scrape(handler_db), "handler_jobs", state="dead") == 1

@@ -17,7 +17,7 @@ from mailglass_reconcile.rules.humanize import format_duration, n_of_m, pluraliz
 from mailglass_reconcile.rules.remedy import TENANT_ARGUMENTS
 from mailglass_reconcile.rules.times import format_time
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.queries.listing import OVERSIZED_SHOWN, NewestGroup
+from mailglass_reconcile.store.queries.orphan_lists import OVERSIZED_SHOWN, NewestGroup
 from mailglass_reconcile.store.tables import ledger
 
 NEWEST = "newest open event"

@@ -19,11 +19,11 @@ from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.migration import privileges
 from mailglass_reconcile.store.migration.comparison import Comparison, Difference, compare
 from mailglass_reconcile.store.migration.privileges import ComparedRole
-from mailglass_reconcile.store.queries import listing, reports, window
-from mailglass_reconcile.store.queries.listing import NewestGroup
-from mailglass_reconcile.store.queries.reports import ProviderReports
-from mailglass_reconcile.store.queries.window import NewerOrphans
-from mailglass_reconcile.store.tables import outbox
+from mailglass_reconcile.store.queries import orphan_lists, provider_reports, selection
+from mailglass_reconcile.store.queries.orphan_lists import NewestGroup
+from mailglass_reconcile.store.queries.provider_reports import ProviderReports
+from mailglass_reconcile.store.queries.selection import NewerOrphans
+from mailglass_reconcile.store.tables import handler_jobs
 
 OK: Final = "ok"
 WARNING: Final = "warning"
@@ -172,7 +172,7 @@ class CheckContext:
     @cached_property
     def newer(self) -> NewerOrphans:
         """What has arrived after the window of the full sweep that counted last."""
-        return window.load_newer(self.tx, self.history.covered_until)
+        return selection.load_newer(self.tx, self.history.covered_until)
 
     @property
     def lag_seconds(self) -> float:
@@ -186,18 +186,18 @@ class CheckContext:
         return lock_holders.find_holder_of_late(self.tx, lag) if lag else None
 
     @cached_property
-    def outbox(self) -> outbox.Facts:
-        return outbox.load_facts(self.tx)
+    def outbox(self) -> handler_jobs.Facts:
+        return handler_jobs.load_facts(self.tx)
 
     @cached_property
     def newest_orphans(self) -> list[NewestGroup]:
         """The newest open orphans, grouped."""
-        return listing.load_newest_groups(self.tx, NEWEST_ORPHANS)
+        return orphan_lists.load_newest_groups(self.tx, NEWEST_ORPHANS)
 
     @cached_property
     def reports(self) -> list[ProviderReports]:
         """The state of each provider's reports."""
-        return reports.load_reports(self.tx)
+        return provider_reports.load_reports(self.tx)
 
     @cached_property
     def is_made_by_mailglass(self) -> bool:

@@ -12,7 +12,7 @@ from mailglass_reconcile.ops.checks.sweeps import WORKER_CHECKS
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.humanize import format_duration, pluralize
 from mailglass_reconcile.rules.thresholds import HANDLERS_LATE_SECONDS
-from mailglass_reconcile.store.tables import outbox
+from mailglass_reconcile.store.tables import handler_jobs
 from mailglass_reconcile.store.tables.handled_types import load_registered
 
 DISPATCHERLESS_SECONDS = 3_600
@@ -40,7 +40,7 @@ def handlers(context: CheckContext) -> Iterator[Finding]:
     if facts.failing:
         yield error(
             f"{pluralize(facts.failing, 'job of a handler has', 'jobs of handlers have')} failed"
-            f" {outbox.FAILING_ATTEMPTS} times or more",
+            f" {handler_jobs.FAILING_ATTEMPTS} times or more",
             "`mailglass-reconcile dispatch --waiting` shows handler, error and next attempt; the log of the dispatching"
             " process has the line",
         )

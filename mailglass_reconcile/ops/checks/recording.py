@@ -10,7 +10,7 @@ from operator import attrgetter
 from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok, warning
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.humanize import format_duration, n_of_m, pluralize, sanitize, sanitize_tenant, verb
-from mailglass_reconcile.store.queries.reports import ProviderReports
+from mailglass_reconcile.store.queries.provider_reports import ProviderReports
 from mailglass_reconcile.store.tables import refusals
 from mailglass_reconcile.store.tables.refusals import RefusalPeriod
 

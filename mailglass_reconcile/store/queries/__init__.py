@@ -1,1 +1,1 @@
-"""What sweeps and people read across tables: the window of open orphans, lists of them, and reports."""
+"""What sweeps and people read across tables: a sweep's selection, lists of orphans, reports of providers."""

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from mailglass_reconcile.store.database import Transaction, column_arrays
-from mailglass_reconcile.store.tables.outbox import NewJob
+from mailglass_reconcile.store.tables.handler_jobs import NewJob
 
 # A row that was written within ten minutes stays as it is, so that an idle dispatcher only reads. A row that this
 # statement has inserted has no xmax.

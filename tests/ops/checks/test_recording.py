@@ -23,7 +23,7 @@ from mailglass_reconcile import (
 )
 from mailglass_reconcile.ops import status
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
-from mailglass_reconcile.store.queries import reports
+from mailglass_reconcile.store.queries import provider_reports
 from marking import slow_unless
 
 pytestmark = pytest.mark.version_independent
@@ -57,7 +57,7 @@ def make_delivered_rows(hours_ago, number=1, **columns):
 def load_by_provider(db):
     """Return the reports of the sample by provider."""
     with db.database.reading() as tx:
-        return {report.provider: report for report in reports.load_reports(tx)}
+        return {report.provider: report for report in provider_reports.load_reports(tx)}
 
 
 def silent(db):
@@ -193,7 +193,7 @@ def test_many_sends_without_a_report_do_not_hide_that_there_were_reports(mailgla
     """The last reports are read from another index than the newest deliveries."""
     insert(mailglass_db, make_delivered_rows(24 * 30, 3) + make_dispatched_rows(30, 300))
     assert len(silent(mailglass_db)) == 1
-    assert load_by_provider(mailglass_db)[None].deliveries == reports.SAMPLE
+    assert load_by_provider(mailglass_db)[None].deliveries == provider_reports.SAMPLE
 
 
 @pytest.mark.parametrize("days", [30, 4])

@@ -10,7 +10,7 @@ from mailglass_reconcile import Sent, WebhookEvent, reconcile, record_send, reco
 from mailglass_reconcile.ops import checks, prune_preview, search, unknown_tenants
 from mailglass_reconcile.ops.checks import CheckContext
 from mailglass_reconcile.store.database import NIL, Database, Transaction
-from mailglass_reconcile.store.queries import reports
+from mailglass_reconcile.store.queries import provider_reports
 from mailglass_reconcile.store.tables import personal_data, retention
 from mailglass_reconcile.store.tables.personal_data import PersonFilter
 from meter import plan_of
@@ -126,7 +126,7 @@ READERS = {
         {INDEX, OF_ORPHANS},
         0,
     ),
-    "reports": (reports.load_reports, {INDEX}, 15_000),
+    "reports": (provider_reports.load_reports, {INDEX}, 15_000),
     "status and metrics": (lambda tx: checks.run_fast(CheckContext(tx)), {INDEX}, 16_000),
     "preview of events": (lambda tx: tx.execute(prune_preview._EVENTS, {"days": 30}), {"mailglass_events_pkey"}, 4_000),
     "preview of deliveries": (lambda tx: tx.execute(prune_preview._DELIVERIES, {"days": 30}), {INDEX}, 5_000),

@@ -1,4 +1,4 @@
-"""Prefetching: the next slice is read on a second connection while the one before is linked."""
+"""Reading ahead: the next slice is read on a second connection while the one before is linked."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from mailglass_reconcile import reconcile
 from mailglass_reconcile.rules.connection_errors import Server
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep import reconciler
-from mailglass_reconcile.sweep.prefetch import run_ahead
+from mailglass_reconcile.sweep.background_iterator import run_ahead
 from waiting import wait_until
 
 

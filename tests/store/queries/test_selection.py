@@ -9,7 +9,7 @@ import mailglass_reconcile
 from factories import delivery, delivery_row, insert, orphan, orphan_row, postmark
 from mailglass_reconcile.ops.status import load_problems
 from mailglass_reconcile.store.limits import Limits
-from mailglass_reconcile.store.queries import window
+from mailglass_reconcile.store.queries import selection
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
@@ -72,8 +72,8 @@ def test_a_rotation_starts_at_any_orphan(db, refused):
     mailglass_reconcile.reconcile()
     db.run("UPDATE mailglass_open_orphans SET refused = :refused", refused=refused)
     with db.database.reading() as tx:
-        opened = window.open_window(tx)
-        first_ids = {next(window.select_orphans(tx, opened).parts[0].slices(1))[0] for _ in range(50)}
+        opened = selection.open_window(tx)
+        first_ids = {next(selection.select_orphans(tx, opened).parts[0].slices(1))[0] for _ in range(50)}
     assert len(first_ids) == 3
 
 
@@ -100,7 +100,7 @@ def test_ids_are_in_memory_only_until_their_slice_is_read():
     """Each id is read once, in order and in slices, and none is kept."""
     ids = [str(uuid.UUID(int=number)) for number in range(7)]
     rows = [uuid.UUID(id_).bytes for id_ in ids]
-    part = window.Part(1, [b"".join(rows[start : start + 3]) for start in (0, 3, 6)])
+    part = selection.Part(1, [b"".join(rows[start : start + 3]) for start in (0, 3, 6)])
     slices = part.slices(2)
     assert next(slices) == [id_.replace("-", "") for id_ in ids[:2]]
     assert len(part.packed) == 2
@@ -112,7 +112,7 @@ def test_the_small_groups_of_many_tenants_are_counted_together(db, set_limits):
     set_limits(named_groups=2)
     insert(db, [], [orphan_row(postmark(str(n)), tenant_id=tenant) for n, tenant in enumerate("aabbcd")])
     with db.database.reading() as tx:
-        open_groups = window.select_orphans(tx, window.open_window(tx)).open
+        open_groups = selection.select_orphans(tx, selection.open_window(tx)).open
     assert {group.tenant_id: orphans for group, orphans in open_groups.items()} == {"a": 2, "b": 2, None: 2}
 
 
