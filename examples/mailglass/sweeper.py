@@ -11,5 +11,5 @@ from mailglass_reconcile import make_beat_schedule
 
 app = Celery("sweeper", broker=os.environ["MAILGLASS_REDIS_URL"])
 app.conf.broker_connection_retry_on_startup = True
-app.conf.beat_schedule = make_beat_schedule(recent=1.0, dispatch=False)
+app.conf.beat_schedule = {**app.conf.beat_schedule, **make_beat_schedule(recent=1.0, dispatch=False)}
 app.autodiscover_tasks(["mailglass_reconcile"])

@@ -162,6 +162,13 @@ def test_the_cron_lines_pass_the_settings_of_their_file_to_the_command(db, tmp_p
     assert [tuple(run) for run in runs] == [("full", "ok"), ("full", "ok"), ("dispatch", "ok"), ("prune", "ok")]
 
 
+def test_no_page_or_example_replaces_the_schedule_of_an_application():
+    """An assignment of our entries alone deletes those that the application has."""
+    folders = (pages.PAGES, (pages.ROOT / "examples").rglob("*.py"))
+    replacing = re.compile(r"beat_schedule\s*=\s*(?:make_)?beat_schedule\b", re.I)
+    assert [page.name for folder in folders for page in folder if replacing.search(page.read_text())] == []
+
+
 def test_every_command_with_beat_keeps_the_schedule_in_memory():
     """By default it is a pickle in the working directory, or SQLite's with Python 3.13, which may be locked."""
     result = [

@@ -20,7 +20,10 @@ FALLBACK_TENANT = "shop"  # of Django's own mail, such as password resets
 CELERY_BROKER_URL = os.environ["MAILGLASS_REDIS_URL"]
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
-CELERY_BEAT_SCHEDULE = make_beat_schedule(dispatch=5)  # handlers run every five seconds
+CELERY_BEAT_SCHEDULE = {
+    **make_beat_schedule(dispatch=5),  # handlers run every five seconds
+    # Entries of your own go here.
+}
 
 INSTALLED_APPS = [
     "django.contrib.admin",
