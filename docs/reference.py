@@ -70,10 +70,11 @@ NAMES = {
     " contrib.anymail.webhook_event contrib.anymail.sent",
     "Sweeping": "reconcile reconcile_recent SweepResult prune PruneResult key_rule",
     "One event or person": "find_orphans attempt_link Orphan EventMatch link erase Erased",
+    "Tables": "tables include_object",
     "Handlers": "on_event DeliveryEvent dispatch DispatchResult",
     "Live updates": "subscribe subscribe_async Subscription AsyncSubscription Update Missed events_channel",
     "Tasks": "tasks.reconcile tasks.reconcile_recent tasks.prune tasks.dispatch beat_schedule make_beat_schedule available",
-    "Configuration": "configure Settings include_object",
+    "Configuration": "configure Settings",
     "Errors": "MailglassReconcileError ConfigurationError DatabaseUnavailableError DatabaseRefusedError"
     " RedisUnavailableError SchemaOutdatedError LedgerImmutableError InvalidEventError webhooks.InvalidWebhookError"
     " webhooks.SignatureError webhooks.UnknownProviderError",
@@ -107,6 +108,11 @@ DATA = {
     " have failed for the last time. `duration_ms` is the whole time.",
     "available": "`available()` returns whether Celery can be imported, and so whether the tasks and the beat schedule"
     " exist.",
+    "tables": "`from mailglass_reconcile.tables import deliveries, events` gives SQLAlchemy `Table` objects, in the schema"
+    " of `MAILGLASS_DATABASE_SCHEMA`: select from them, join them with your own, or map a class to one"
+    " (`__table__ = deliveries`), but never write to them. Others are `open_orphans`, `open_orphan_ids`, `handler_outbox`"
+    " and `reconcile_runs`: [what they hold](concepts.md#the-tables). Compare their times with a `datetime` that has a time"
+    " zone, not with `now()`.",
     "include_object": "Pass it as `include_object` in Alembic's `env.py`: autogenerate then leaves our tables alone,"
     " and those of Mailglass that your metadata does not have.",
 }

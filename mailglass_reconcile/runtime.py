@@ -127,6 +127,11 @@ def _reread_settings() -> None:
 @cache
 def get_settings() -> Settings:
     """Return the configured settings, or those of the framework and of the environment, read once per process."""
+    return read_settings()
+
+
+def read_settings() -> Settings:
+    """Return the settings as they are now, also if an application changes its environment before it uses them."""
     return _Configuration.settings or Settings(**_FrameworkConfiguration.values)
 
 

@@ -57,6 +57,9 @@ WITHOUT_LEDGER = (
 
 OUR_OBJECTS = frozenset({*TABLES, *INDEXES, VERSION_TABLE})
 
+READ_ONLY = {"mailglass_reconcile": "read only"}
+"""The `info` of the tables that this package offers for queries, which an application's migrations leave out."""
+
 
 def is_made_by_mailglass(tx: Transaction) -> bool:
     """Return True if Mailglass's own migrations made the tables; False also if there are none."""
@@ -76,7 +79,8 @@ def require_migrated(tx: Transaction) -> None:
 def include_object(item: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
     """Keep Alembic's autogenerate from dropping our tables: pass it as `include_object` in your `env.py`.
 
-    Our tables and indexes are left out, and so are Mailglass's tables that your metadata does not have.
+    Our tables and indexes are left out, and so are Mailglass's tables that your metadata does not have, or has from
+    `mailglass_reconcile.tables`.
 
     Args:
         item: The schema object.
@@ -86,7 +90,7 @@ def include_object(item: Any, name: str | None, type_: str, reflected: bool, com
         compare_to: The object of the application's metadata in its place, or None.
     """
     if not reflected or compare_to is not None:
-        return True
+        return bool(item.info != READ_ONLY)
     if type_ == "table":
         return name not in OUR_OBJECTS | MAILGLASS_TABLES
     return name not in OUR_OBJECTS and getattr(getattr(item, "table", None), "name", None) not in OUR_OBJECTS

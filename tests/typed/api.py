@@ -11,7 +11,7 @@ from uuid import UUID
 import redis
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session
 
 import mailglass_reconcile
 from mailglass_reconcile import (
@@ -54,6 +54,7 @@ from mailglass_reconcile import (
     subscribe,
     subscribe_async,
 )
+from mailglass_reconcile.tables import deliveries, events
 from mailglass_reconcile.webhooks import (
     InvalidWebhookError,
     Refusal,
@@ -169,6 +170,28 @@ def looking(connection: sa.Connection) -> str | None:
         if event_match.state == "unmached":  # type: ignore[comparison-overlap] # pyright: ignore
             break
     return None
+
+
+class Base(DeclarativeBase):
+    """An application's tables."""
+
+
+class Delivery(Base):
+    """A class that is mapped to a table of ours."""
+
+    __table__ = deliveries
+    recipient: Mapped[str]
+
+
+def selecting(connection: sa.Connection, session: Session) -> list[str]:
+    """A column is one of SQLAlchemy's; a table that is not there is an error."""
+    from mailglass_reconcile.tables import delivery  # type: ignore[attr-defined] # pyright: ignore # noqa: F401, PLC0415
+
+    assert_type(deliveries.c.recipient, sa.Column[Any])
+    joined = deliveries.join(events, events.c.delivery_id == deliveries.c.id)
+    statement = sa.select(deliveries.c.recipient, events.c.type).select_from(joined)
+    types = dict(connection.execute(statement.where(events.c.occurred_at > dt.datetime.now(dt.UTC))).tuples().all())
+    return [types[recipient] for recipient in session.scalars(sa.select(Delivery.recipient))]
 
 
 @on_event("bouncd")  # type: ignore[arg-type] # pyright: ignore
