@@ -331,15 +331,15 @@ def measured_costs() -> str:
 
 def links() -> str:
     """Return a link to each provider's block."""
-    records = map(registry.get_provider, registry.PROVIDERS)
-    titles = sorted((record.title for record in records), key=str.lower)
+    definitions = map(registry.get_provider, registry.PROVIDERS)
+    titles = sorted((definition.title for definition in definitions), key=str.lower)
     return " ·\n".join(f"[{title}](#{title.lower().replace(' ', '-')})" for title in titles) + "\n"
 
 
-def reports(record: Provider) -> str:
+def reports(provider: Provider) -> str:
     """Return the line of a provider's block with the types and bounces that it never reports."""
-    missing = [type_ for type_ in TYPES if type_ not in {*reported_types(record), "unknown", "dispatched"}]
-    bounces = {kind.bounce for kind in record.table.kinds.values()} - {None}
+    missing = [type_ for type_ in TYPES if type_ not in {*reported_types(provider), "unknown", "dispatched"}]
+    bounces = {kind.bounce for kind in provider.table.kinds.values()} - {None}
     missing += [f"{word} bounces" for word in ("hard", "soft") if bounces and word not in bounces]
     return f"- **never reports**: {', '.join(missing)}\n"
 
@@ -526,9 +526,9 @@ def sentences(text: str) -> str:
     return " ".join(f"{part[0].upper()}{part[1:]}." for part in text.split("; "))
 
 
-def reported_types(record: Provider) -> set[str]:
+def reported_types(provider: Provider) -> set[str]:
     """Return the types that a provider's events can have; an event without a row in its table is `unknown`."""
-    return {kind.type for kind in record.table.kinds.values() if kind.type} | {"unknown"}
+    return {kind.type for kind in provider.table.kinds.values() if kind.type} | {"unknown"}
 
 
 def api() -> str:

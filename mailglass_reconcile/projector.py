@@ -1,4 +1,4 @@
-"""Make the broadcast about an event and its delivery, which is published after the commit.
+"""The pub/sub announcement after a commit: the message about an event and its delivery.
 
 The projection of events onto a delivery is SQL: `mailglass_reconcile_project_v1` in
 `alembic/schema/projection.sql`.

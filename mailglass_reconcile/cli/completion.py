@@ -22,8 +22,8 @@ def complete_type(context: click.Context, parameter: click.Parameter, incomplete
 def complete_sample_type(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """Return the types of which there is a sample by the provider on the command line."""
     try:
-        record = registry.get_provider(context.params["provider"])
+        definition = registry.get_provider(context.params["provider"])
     except UnknownProviderError:
         return []
-    types = [] if record.has_private_key else samples.load_samples(record.name)
+    types = [] if definition.has_private_key else samples.load_samples(definition.name)
     return [type_ for type_ in types if type_.startswith(incomplete)]

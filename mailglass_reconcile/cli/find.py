@@ -82,7 +82,7 @@ def _lines(results: SearchResults) -> Iterator[str]:
     yield f"{least}{deliveries} and {pluralize(results.events, 'event')}, newest first"
     for hit in results.hits:
         yield ""
-        yield from _delivery(hit.record) if isinstance(hit.record, DeliverySummary) else _event(hit.record)
+        yield from _delivery(hit.row) if isinstance(hit.row, DeliverySummary) else _event(hit.row)
         yield f"  {format_command(f'mailglass-reconcile explain {hit.id}')}"
 
 

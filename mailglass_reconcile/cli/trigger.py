@@ -38,11 +38,11 @@ def trigger(provider: str, type_: str, message_id: str, url: str | None, recipie
     Scaleway sign with a private key, so their webhooks cannot be imitated.
     """
     try:
-        record = registry.load_provider(provider)
+        definition = registry.load_provider(provider)
     except UnknownProviderError:
         raise click.UsageError(f"no such provider; known providers: {', '.join(registry.PROVIDERS)}") from None
     name = provider_rules.canonical(provider)
-    sign = record.authentication.sign
+    sign = definition.authentication.sign
     if sign is None:
         raise ConfigurationError(_no_sample(name))
     types = sorted(samples.load_samples(name))

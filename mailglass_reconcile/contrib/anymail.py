@@ -83,14 +83,14 @@ def _from_anymail(event: AnymailTrackingEvent) -> WebhookEvent:
 
 
 def _from_payload(event: AnymailTrackingEvent, provider: str) -> WebhookEvent | None:
-    """Return the event of Anymail's recipient as our provider's record reads the payload, or None if it cannot.
+    """Return the event of Anymail's recipient as our provider's definition reads the payload, or None.
 
     Anymail's event id is used where it is the webhook's: that of Svix, or of SNS's notification.
     """
     try:
-        record = registry.get_provider(provider)
-        events = list(record.read(event.esp_event, event.event_id if record.request_id else None))
-    except Exception:  # there is no payload or no record, or Anymail passes another part of the request
+        definition = registry.get_provider(provider)
+        events = list(definition.read(event.esp_event, event.event_id if definition.request_id else None))
+    except Exception:  # there is no payload or no definition, or Anymail passes another part of the request
         return None
     events = [parsed for parsed in events if parsed.message_id is not None or parsed.recipient is not None]
     if len(events) > 1:  # Anymail makes one event for each recipient too

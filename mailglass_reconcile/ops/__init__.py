@@ -1,1 +1,1 @@
-"""The operator's functions: status, orphans, explanations, the daily prune."""
+"""What operators see and do: one reader per row for people, the checks, the prune and the targeted sweep."""

@@ -319,7 +319,7 @@ def _load_naming_orphans(tx: Transaction, rows: Sequence[sa.Row[Any]]) -> dict[s
 
 
 def _to_delivery(row: sa.Row[Any], naming_orphans: Sequence[NamingOrphan]) -> DeliverySummary:
-    """Return the record of a row of `_READ`, whose first columns are its first fields."""
+    """Return the summary of a row of `_READ`, whose first columns are its first fields."""
     fields: list[Any] = [*row[:14], *_summarize(row, naming_orphans)]
     delivery = DeliverySummary(*fields)
     return replace(delivery, mailable=None) if contains_address(delivery.mailable or "") else delivery

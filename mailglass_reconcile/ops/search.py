@@ -1,4 +1,4 @@
-"""The deliveries and open orphans of an address, a message or an id, newest first; no record holds an address."""
+"""The deliveries and open orphans of an address, a message or an id, newest first; no row shows an address."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ class Hit(NamedTuple):
         kind: `delivery`, or `event`: an open orphan, or the event whose id is the term.
         id: Its id.
         at: When a delivery was stored, or an event arrived, in ISO 8601, UTC; the order of the hits.
-        record: The delivery, or the event.
+        row: The delivery, or the event.
     """
 
     kind: Literal["delivery", "event"]
     id: str
     at: str
-    record: DeliverySummary | ListedEvent
+    row: DeliverySummary | ListedEvent
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as `find --json` prints them."""
-        return {"kind": self.kind, "id": self.id, **self.record.as_dict()}
+        return {"kind": self.kind, "id": self.id, **self.row.as_dict()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""The providers: their records, and what reads, verifies and looks up webhooks with them; it needs no database."""
+"""The providers: their definitions, and what reads, verifies and looks up webhooks with them; it needs no database."""

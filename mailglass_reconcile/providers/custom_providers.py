@@ -47,11 +47,11 @@ def webhook_reader(name: str, *, read: Read, verify: Verify) -> None:
     for function in (read, verify):
         if inspect.iscoroutinefunction(function):  # a coroutine nobody awaits raises nothing: all would be verified
             raise TypeError("read and verify are called in a thread: write def, not async def")
-    registry.register(canonical, _make_record(canonical, read, verify))
+    registry.register(canonical, _make_definition(canonical, read, verify))
 
 
-def _make_record(name: str, read: Read, verify: Verify) -> Provider:
-    """Return a provider's record made of an application's two functions."""
+def _make_definition(name: str, read: Read, verify: Verify) -> Provider:
+    """Return a provider's definition, made of an application's two functions."""
 
     def read_request(request: WebhookRequest, request_id: str | None) -> Iterable[WebhookEvent]:
         events = list(read(request.body, request.headers))

@@ -60,7 +60,7 @@ def verify(
         ConfigurationError: The secret cannot be used, or a package is missing.
         MailglassReconcileError: The certificate of Amazon SES or Scaleway cannot be fetched; try again.
     """
-    record, request = registry.load_provider(provider), registry.make_request(body, headers, url=url)
+    definition, request = registry.load_provider(provider), registry.make_request(body, headers, url=url)
     secret = registry.validate_secret(provider, secret)
-    sns.certificates.require(registry.find_certificate_source(record, request, [secret]))
-    registry.verify_request(record, request, secret, now or dt.datetime.now(dt.UTC))
+    sns.certificates.require(registry.find_certificate_source(definition, request, [secret]))
+    registry.verify_request(definition, request, secret, now or dt.datetime.now(dt.UTC))

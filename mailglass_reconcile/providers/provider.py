@@ -1,4 +1,4 @@
-"""The record of a provider: its facts, and the table that parses its events."""
+"""The definition of a provider: its facts, and the table that parses its events."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def _only_object(request: WebhookRequest) -> Iterable[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Provider:
-    """The record of a provider; each module of `providers/` has one, as `PROVIDER`.
+    """The definition of a provider; each module of `builtin/` has one, as `PROVIDER`.
 
     Attributes:
         name: Its canonical name, which is the module's and the last part of the webhook's URL.

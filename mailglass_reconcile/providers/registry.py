@@ -36,7 +36,7 @@ load_custom_providers: Callable[[], None] | None = None
 
 
 def read_events(provider: Provider, request: WebhookRequest) -> list[WebhookEvent]:
-    """Read the events of a request with a provider's record, as `parse` does."""
+    """Read the events of a request with a provider's definition, as `parse` does."""
     events: list[WebhookEvent] = []
     failures: Counter[str] = Counter()
     elements = list(provider.elements(request))
@@ -66,7 +66,7 @@ def read_events(provider: Provider, request: WebhookRequest) -> list[WebhookEven
 
 
 def verify_request(provider: Provider, request: WebhookRequest, secret: str, now: dt.datetime) -> None:
-    """Verify a request with a provider's record, as `verify` does; *secret* comes from `validate_secret`."""
+    """Verify a request with a provider's definition, as `verify` does; *secret* comes from `validate_secret`."""
     if len(request.body) > provider.max_bytes:
         raise BodyTooLargeError("the body is too large")
     provider.authentication.verify(request, secret, now.timestamp())
@@ -131,14 +131,14 @@ def is_known(provider: str) -> bool:
 
 
 def load_provider(provider: str) -> Provider:
-    """Return a provider's record; import the application's modules first if the provider is not known."""
+    """Return a provider's definition; import the application's modules first if the provider is not known."""
     if not is_known(provider) and load_custom_providers:
         load_custom_providers()
     return get_provider(provider)
 
 
 def get_provider(provider: str) -> Provider:
-    """Return the record of a built-in or registered provider, by any known spelling.
+    """Return the definition of a built-in or registered provider, by any known spelling.
 
     Raises:
         UnknownProviderError: There is none.
@@ -147,4 +147,4 @@ def get_provider(provider: str) -> Provider:
         names = ", ".join([*PROVIDERS, *_custom_providers])
         raise UnknownProviderError(f"webhooks of this provider cannot be read; known providers: {names}")
     name = provider_rules.canonical(provider)
-    return _custom_providers.get(name) or cast("Provider", provider_rules.record(name))
+    return _custom_providers.get(name) or cast("Provider", provider_rules.load_definition(name))

@@ -157,7 +157,7 @@ class Receiver:
         webhook, tenant = await self._accept_head(result, scope)
         webhook.require_size(incoming.content_length)
         with self.admission.admit(webhook.provider, verified=webhook.is_verified) as body:
-            webhook.add_body(await self.admission.read(body, incoming, webhook.record.max_bytes))
+            webhook.add_body(await self.admission.read(body, incoming, webhook.definition.max_bytes))
             if webhook.missing_certificate():
                 await self.admission.wait_turn(body, _run_in_thread(self._waiting_threads, webhook.await_certificate))
             opened = await self._verify_and_read(body, webhook)
@@ -186,9 +186,9 @@ class Receiver:
         Signatures that take milliseconds are verified on the event loop, so that no queued body delays them; all
         others, and the reading, run in the verification thread.
         """
-        record = webhook.record
-        is_small = body.size <= SMALL_BYTES and record.signature is not Signature.ANYWHERE
-        if not webhook.is_verified and (is_small or registry.is_immediate(record, body.size)):
+        definition = webhook.definition
+        is_small = body.size <= SMALL_BYTES and definition.signature is not Signature.ANYWHERE
+        if not webhook.is_verified and (is_small or registry.is_immediate(definition, body.size)):
             webhook.verify()
             self.admission.mark_verified(body)
         result = self._verifier.run(body.provider, body.size, verified=body.verified, job=webhook.open)

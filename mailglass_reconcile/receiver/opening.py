@@ -44,7 +44,7 @@ class IncomingWebhook:
 
     Attributes:
         provider: The canonical name of its provider.
-        record: The provider's record.
+        definition: The provider's definition.
         is_verified: True as soon as its sender has proved a secret.
     """
 
@@ -61,19 +61,19 @@ class IncomingWebhook:
             UnknownProviderError: The provider is not known, or there is no secret for it.
             SignatureError: The password or the token is wrong.
         """
-        self.record = registry.get_provider(provider)
+        self.definition = registry.get_provider(provider)
         self.provider = provider_rules.canonical(provider)
         if not secrets:
             raise UnknownProviderError(NO_SECRET)
         self.is_verified = False
         self._secrets = secrets
         self._request = registry.make_request(b"", headers, url=url)
-        if self.record.signature is Signature.IN_HEADERS:
+        if self.definition.signature is Signature.IN_HEADERS:
             self.verify()
 
     def require_size(self, size: int) -> None:
         """Raise `BodyTooLargeError` if the provider sends no body of so many bytes."""
-        if size > self.record.max_bytes:
+        if size > self.definition.max_bytes:
             raise BodyTooLargeError("the body is too large")
 
     def add_body(self, body: bytes) -> None:
@@ -83,7 +83,7 @@ class IncomingWebhook:
 
     def missing_certificate(self) -> CertificateSource | None:
         """Return the source of the certificate that the body names; None if there is none, or it is in memory."""
-        source = registry.find_certificate_source(self.record, self._request, self._secrets)
+        source = registry.find_certificate_source(self.definition, self._request, self._secrets)
         return None if source is None or source.url in sns.certificates else source
 
     def await_certificate(self, *, may_wait: bool = True) -> None:
@@ -105,7 +105,7 @@ class IncomingWebhook:
         errors: list[SignatureError] = []
         for secret in self._secrets:
             try:
-                registry.verify_request(self.record, self._request, secret, now)
+                registry.verify_request(self.definition, self._request, secret, now)
             except SignatureError as error:
                 errors.append(error)
             else:
@@ -121,15 +121,15 @@ class IncomingWebhook:
         """
         if not self.is_verified:
             self.verify()
-        request, record = self._request, self.record
-        events = registry.read_events(record, request)
+        request, definition = self._request, self.definition
+        events = registry.read_events(definition, request)
         # The parsed body may take twenty times its size, and recording may have to wait.
         self._request = WebhookRequest(b"", request.headers, request.content_type, request.url)
         if events:
             return OpenedWebhook(events, None, _do_nothing)
-        code = record.handshake(request) if record.handshake else None
+        code = definition.handshake(request) if definition.handshake else None
         answer = None if code is None else json.dumps({"validationResponse": code})
-        return OpenedWebhook((), answer, partial(record.confirm, request) if record.confirm else _do_nothing)
+        return OpenedWebhook((), answer, partial(definition.confirm, request) if definition.confirm else _do_nothing)
 
     def allowed_origin(self) -> Mapping[str, str]:
         """Return the headers of the response to CloudEvents' validation request, which has no body."""

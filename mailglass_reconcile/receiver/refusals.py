@@ -86,9 +86,11 @@ def refuse(result: RequestResult, error: Exception) -> Refusal:
 def _make_refusal(provider: str, error: Exception) -> tuple[Refusal, str | None]:
     """Return the response, and the cause to store, in a word of ours; None stores nothing."""
     is_known = registry.is_known(provider)
-    record = registry.get_provider(provider) if is_known else None
+    definition = registry.get_provider(provider) if is_known else None
     subject = f"a webhook of {provider_rules.canonical(provider)}" if is_known else "a webhook"
-    rejection_status, retry_status = (record.rejection_status, record.retry_status) if record else (401, 503)
+    rejection_status, retry_status = (
+        (definition.rejection_status, definition.retry_status) if definition else (401, 503)
+    )
 
     def log(level: int, cause: str) -> None:
         # What a stranger can bring about without a secret is a warning.

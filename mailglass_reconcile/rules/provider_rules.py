@@ -1,7 +1,7 @@
-"""Providers by name: their records, and where each puts the id that its send API has answered.
+"""Providers by name: their definitions, and where each puts the id that its send API has answered.
 
 A rule names the JSON values that it reads (`column/key/key…`), gets each as a trimmed text or None, and returns ids as
-the provider's send API may have answered them. Built-in rules are in the providers' records; adopters add rules of
+the provider's send API may have answered them. Built-in rules are in the providers' definitions; adopters add rules of
 their own with `key_rule`. Sources: each provider's webhook documentation, and the rows that Mailglass writes.
 """
 
@@ -125,7 +125,7 @@ def _read_as_spelled(*texts: str | None) -> Iterable[str | None]:
 
 
 class MessageIds(NamedTuple):
-    """The fields of a provider's events that hold the message id; part of the provider's record.
+    """The fields of a provider's events that hold the message id; part of the provider's definition.
 
     Attributes:
         reads: The JSON values that hold it, as of `key_rule`.
@@ -138,8 +138,8 @@ class MessageIds(NamedTuple):
     version: int = 1
 
 
-class Record(Protocol):
-    """The fields of a provider's record that rules read; `providers.provider.Provider` documents them."""
+class Definition(Protocol):
+    """The fields of a provider's definition that rules read; `providers.provider.Provider` documents them."""
 
     title: str
     spellings: tuple[str, ...]
@@ -150,24 +150,24 @@ class Record(Protocol):
     has_private_key: bool
 
 
-_RECORDS = "mailglass_reconcile.providers.builtin"
-"""The package of the records: one module per provider, with its canonical name. It is imported on first look-up."""
+_DEFINITIONS = "mailglass_reconcile.providers.builtin"
+"""The package of the definitions: one module per provider, with its canonical name. It is imported on first look-up."""
 
 
 @cache
 def built_in() -> Collection[str]:
-    """Return the canonical names of the providers that have a record."""
-    return frozenset(module.name for module in iter_modules(import_module(_RECORDS).__path__))
+    """Return the canonical names of the providers that have a definition."""
+    return frozenset(module.name for module in iter_modules(import_module(_DEFINITIONS).__path__))
 
 
-def record(provider: str) -> Record | None:
-    """Return the record of a provider, given in its canonical spelling; None if this package has none."""
+def load_definition(provider: str) -> Definition | None:
+    """Return the definition of a provider, given in its canonical spelling; None if this package has none."""
     return _load(provider) if provider in built_in() else None
 
 
 @cache
-def _load(provider: str) -> Record:
-    return cast("Record", import_module(f"{_RECORDS}.{provider}").PROVIDER)
+def _load(provider: str) -> Definition:
+    return cast("Definition", import_module(f"{_DEFINITIONS}.{provider}").PROVIDER)
 
 
 def _built_in_rule(provider: str) -> KeyRule | None:
@@ -205,24 +205,24 @@ def canonical(provider: str) -> str:
 @cache
 def names_by_spelling() -> Mapping[str, str]:
     """Return the canonical names by other spellings in lower case."""
-    records = {name: provider_record for name in built_in() if (provider_record := record(name))}
+    definitions = {name: definition for name in built_in() if (definition := load_definition(name))}
     return {
         spelling.lower(): name
-        for name, provider_record in records.items()
-        for spelling in (provider_record.title, *provider_record.spellings)
+        for name, definition in definitions.items()
+        for spelling in (definition.title, *definition.spellings)
     }
 
 
 def spellings(provider: str) -> tuple[str, ...]:
     """Return the spellings under which deliveries of a provider, given in its canonical one, may be stored."""
-    provider_record = record(provider)
-    return (provider, provider_record.title, *provider_record.spellings) if provider_record else (provider,)
+    definition = load_definition(provider)
+    return (provider, definition.title, *definition.spellings) if definition else (provider,)
 
 
 def title(provider: str) -> str:
     """Return a provider's name in its own spelling; an unknown name is returned unchanged."""
-    provider_record = record(canonical(provider))
-    return provider_record.title if provider_record else humanize.sanitize(provider.strip())
+    definition = load_definition(canonical(provider))
+    return definition.title if definition else humanize.sanitize(provider.strip())
 
 
 def providers_with_rule() -> list[str]:
@@ -266,8 +266,8 @@ def may_lack_id(provider: str | None, type_: str | None = None) -> bool:
     An adopter's rule is expected to find one.
     """
     name = canonical(provider or "")
-    provider_record = None if name in _rules else record(name)
-    types = provider_record.lacks_id if provider_record else None
+    definition = None if name in _rules else load_definition(name)
+    types = definition.lacks_id if definition else None
     if type_ is None:
         return types is not None
     return type_ == "unknown" or (types is not None and type_ in types)

@@ -99,11 +99,11 @@ def tenant_steps(wrong_tenant: WrongTenant) -> tuple[str, str]:
 
 def _redelivery_step(wrong_tenant: WrongTenant) -> str:
     provider, message_id = wrong_tenant.provider, wrong_tenant.message_id
-    record = provider_rules.record(provider)
-    if record and record.redelivery:
-        return record.redelivery
+    definition = provider_rules.load_definition(provider)
+    if definition and definition.redelivery:
+        return definition.redelivery
     request = f"Have {provider_rules.title(provider)} send this webhook again. If it cannot,"
-    if record is None or record.has_private_key:
+    if definition is None or definition.has_private_key:
         tenant = _literal(wrong_tenant.tenant_id)
         call = f"receive(connection, {_literal(provider)}, body, headers, tenant_id={tenant})"
         return f"{request} record the request from your log: `{call}`"

@@ -126,7 +126,7 @@ def explain_state(
         return _RECIPIENT_LOST if recipient_lost else _SEVERAL
     if state == "recipient_mismatch" and recipient_erased:
         return _RECIPIENT_ERASED
-    record = provider_rules.record(provider) if provider else None
-    if state == "unmatched" and record and record.synthetic_ids:
+    definition = provider_rules.load_definition(provider) if provider else None
+    if state == "unmatched" and definition and definition.synthetic_ids:
         return f"{MEANINGS[state].sentence}; {_SYNTHETIC}"
     return MEANINGS[state].sentence

@@ -8,11 +8,6 @@ from mailglass_reconcile.errors import docs_url
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.schema import revision, script
 
-VERSION = revision.VERSION
-VERSION_TABLE = revision.VERSION_TABLE
-TABLES = revision.TABLES
-MAILGLASS_TABLES = revision.MAILGLASS_TABLES
-
 INDEXES = (*script.steps_of_kind("index"), "mailglass_deliveries_tenant_inserted_idx")
 """Our indexes, on our tables and on Mailglass's; the last one only where `migrate` made these."""
 
@@ -55,7 +50,7 @@ WITHOUT_LEDGER = (
     f" schema, see {docs_url('with-mailglass.md')}"
 )
 
-OUR_OBJECTS = frozenset({*TABLES, *INDEXES, VERSION_TABLE})
+OUR_OBJECTS = frozenset({*revision.TABLES, *INDEXES, revision.VERSION_TABLE})
 
 READ_ONLY = {"mailglass_reconcile": "read only"}
 """The `info` of the tables that this package offers for queries, which an application's migrations leave out."""
@@ -92,5 +87,5 @@ def include_object(item: Any, name: str | None, type_: str, reflected: bool, com
     if not reflected or compare_to is not None:
         return bool(item.info != READ_ONLY)
     if type_ == "table":
-        return name not in OUR_OBJECTS | MAILGLASS_TABLES
+        return name not in OUR_OBJECTS | revision.MAILGLASS_TABLES
     return name not in OUR_OBJECTS and getattr(getattr(item, "table", None), "name", None) not in OUR_OBJECTS

@@ -1,4 +1,4 @@
-"""The record of a sweep: a row in the run history, a span and metrics, lines in the log.
+"""The log of a sweep: a row in the run history, a span and metrics, lines in the log.
 
 None of it can make a sweep fail: the row has a transaction of its own. The row also counts the open orphans by state,
 tenant and provider, because the states are stored.

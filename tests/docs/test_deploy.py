@@ -226,12 +226,12 @@ def test_a_worker_that_exits_at_its_start_stops_a_rollout():
 )
 def test_the_providers_that_soon_stop_repeating_are_named(name, retries):
     """The page says which webhooks an upgrade could lose; Brevo's rule is no count of retries."""
-    record = registry.get_provider(name)
-    (block,) = re.findall(rf"^## {record.title}$.*?(?=^## |\Z)", PAGES["providers.md"], re.M | re.S)
+    definition = registry.get_provider(name)
+    (block,) = re.findall(rf"^## {definition.title}$.*?(?=^## |\Z)", PAGES["providers.md"], re.M | re.S)
     assert "- **retries**: " in block
     assert retries in block
     (exceptions,) = re.findall(r"most providers\s+\[repeat.*?\n- ", PAGES["kubernetes.md"], re.DOTALL)
-    assert record.title in exceptions
+    assert definition.title in exceptions
     assert "Brevo" in exceptions
 
 

@@ -49,9 +49,11 @@ def test_the_page_lists_the_columns_of_deliveries_that_a_dispatcher_reads():
 
 
 def test_the_page_lists_the_providers_whose_signatures_may_be_of_any_age():
-    records = [registry.get_provider(name) for name in registry.PROVIDERS]
-    signed = [record for record in records if record.signature is not signatures.Signature.IN_HEADERS]
-    *titles, last = sorted(record.title for record in signed if record.authentication.max_age_seconds is None)
+    definitions = [registry.get_provider(name) for name in registry.PROVIDERS]
+    signed = [definition for definition in definitions if definition.signature is not signatures.Signature.IN_HEADERS]
+    *titles, last = sorted(
+        definition.title for definition in signed if definition.authentication.max_age_seconds is None
+    )
     assert f"The signatures of {', '.join(titles)} and {last} have no age limit" in PAGES["security.md"]
 
 

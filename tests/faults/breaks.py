@@ -268,7 +268,7 @@ BREAKS = (
     Break("only the first of two secrets is tried", "mailglass_reconcile/receiver/opening.py", RECEIVER,
           "for secret in self._secrets:", "for secret in self._secrets[:1]:"),
     Break("a subscription is not confirmed", "mailglass_reconcile/receiver/opening.py", RECEIVER,
-          "partial(record.confirm, request) if record.confirm else _do_nothing", "_do_nothing"),
+          "partial(definition.confirm, request) if definition.confirm else _do_nothing", "_do_nothing"),
 
     Break("a refused signature does not ask for a password", "mailglass_reconcile/receiver/refusals.py", RECEIVER,
           "if rejection_status == 401 else RETRY_AFTER", "if False else RETRY_AFTER"),

@@ -30,9 +30,9 @@ from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError,
 from mailglass_reconcile.ops import status
 from mailglass_reconcile.ops.checks import CheckContext, Finding
 from mailglass_reconcile.ops.checks import schema as checks
-from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.migration import runner
+from mailglass_reconcile.store.schema import revision
 from shapes import SCHEMAS, make_mailglass_tables, roll_back
 
 pytestmark = pytest.mark.slow
@@ -75,7 +75,7 @@ def read_documented_move(old_schema: str, new_schema: str) -> str:
 def test_the_documented_transaction_moves_every_table_of_ours(unmigrated):
     """The page lists the tables and the version."""
     moved = set(re.findall(r'ALTER TABLE "a".(\w+) SET SCHEMA "b"', read_documented_move("a", "b")))
-    assert moved == {*installed.TABLES, installed.VERSION_TABLE}
+    assert moved == {*revision.TABLES, revision.VERSION_TABLE}
 
 
 def insert(database: Installation) -> str:

@@ -116,8 +116,8 @@ def test_a_delivery_brings_the_open_orphans_that_name_its_message(db, swept):
     assert ids(db, ADA, "globex") == []
     assert ids(db, "m-1", "globex") == [orphan]
     (run,) = [hit for hit in search_for(db, ADA).hits if hit.id == orphan]
-    assert (run.kind, run.record.tenant_id, run.record.type) == ("event", "globex", "delivered")
-    assert run.record.state == ("tenant_mismatch" if swept else "unseen")
+    assert (run.kind, run.row.tenant_id, run.row.type) == ("event", "globex", "delivered")
+    assert run.row.state == ("tenant_mismatch" if swept else "unseen")
 
 
 def test_a_message_id_is_found_in_any_spelling(db):

@@ -114,9 +114,9 @@ def test_a_body_above_its_providers_limit_is_not_verified(provider):
 @pytest.mark.parametrize("provider", ["unisender_go", "zeptomail"])
 def test_a_long_body_whose_signature_takes_long_is_not_verified_on_the_event_loop(provider):
     """Four MD5 of one; the decoding of the other, if it is a form."""
-    record = registry.get_provider(provider)
-    assert registry.is_immediate(record, MB)
-    assert not registry.is_immediate(record, MB + 1)
+    definition = registry.get_provider(provider)
+    assert registry.is_immediate(definition, MB)
+    assert not registry.is_immediate(definition, MB + 1)
 
 
 def test_json_of_101_levels_is_refused_and_of_100_is_read():

@@ -57,10 +57,10 @@ class ReadHeaders(dict[str, str]):
 
 def verify(provider: str, request: WebhookRequest) -> None:
     """Do what the receiver does on the event loop before a signature is known to be right."""
-    record = registry.get_provider(provider)
-    registry.find_certificate_source(record, request, [secret_of(provider)])
+    definition = registry.get_provider(provider)
+    registry.find_certificate_source(definition, request, [secret_of(provider)])
     with suppress(SignatureError, InvalidWebhookError, sns.UnavailableError):
-        registry.verify_request(record, request, secret_of(provider), NOW)
+        registry.verify_request(definition, request, secret_of(provider), NOW)
 
 
 def make_request(provider: str, posted: Posted) -> WebhookRequest:
@@ -164,9 +164,9 @@ def test_a_run_of_one_character_in_a_path_costs_at_most_5_ms_and_linear_time(bre
 @quick_breadth
 def test_a_run_of_one_character_in_azures_handshake_costs_at_most_5_ms_and_linear_time(breadth):
     """It is read once the header is right, but on the event loop."""
-    record = registry.get_provider("azure")
-    assert record.handshake
-    assert record.confirm
+    definition = registry.get_provider("azure")
+    assert definition.handshake
+    assert definition.confirm
     validation = {
         "eventType": "Microsoft.EventGrid.SubscriptionValidationEvent",
         "data": {"validationUrl": "https://a.b.eventgrid.azure.net:553/x", "validationCode": "1"},
@@ -174,9 +174,9 @@ def test_a_run_of_one_character_in_azures_handshake_costs_at_most_5_ms_and_linea
 
     def answer(request: WebhookRequest) -> None:
         with suppress(SignatureError, InvalidWebhookError, sns.UnavailableError):
-            record.handshake(request)
+            definition.handshake(request)
         with suppress(SignatureError, InvalidWebhookError, sns.UnavailableError):
-            record.confirm(request)
+            definition.confirm(request)
 
     check_costs(lambda text: answer(WebhookRequest(text.encode(), {})), with_runs(json.dumps([validation]), breadth))
 

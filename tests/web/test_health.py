@@ -10,6 +10,7 @@ import mailglass_reconcile
 import sweeping
 from browsing import Visitor, app
 from mailglass_reconcile.ops.checks.backlog import SEVERAL
+from mailglass_reconcile.store.schema import revision
 
 pytestmark = pytest.mark.version_independent
 
@@ -95,7 +96,7 @@ def test_another_revision_is_not_reported_as_an_unreachable_database(db):
     mailglass_reconcile.reconcile()
     db.run("UPDATE mailglass_reconcile_version SET version_num = '0000'")
     answer = Visitor(app(db)).get("/")
-    db.run("UPDATE mailglass_reconcile_version SET version_num = :now", now=mailglass_reconcile.store.installed.VERSION)
+    db.run("UPDATE mailglass_reconcile_version SET version_num = :now", now=revision.VERSION)
     assert answer.status_code == 503
     assert "<h1>The database needs another revision</h1>" in answer.text
     assert "No answer" not in answer.text

@@ -119,7 +119,7 @@ def _read_body(request: HttpRequest, incoming: IncomingWebhook) -> bytes:
     content_length = request.META.get("CONTENT_LENGTH") or ""
     incoming.require_size(int(content_length[:20]) if content_length.isdecimal() else 0)
     try:
-        return bytes(request.read(incoming.record.max_bytes + 1))
+        return bytes(request.read(incoming.definition.max_bytes + 1))
     except UnreadablePostError:
         raise ClientDisconnectedError from None
 

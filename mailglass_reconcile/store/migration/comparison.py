@@ -210,7 +210,7 @@ class Comparison(NamedTuple):
             return None
         return Problem(
             f"{', '.join(self.tables)} exist, but the database has no revision",
-            f"restore {installed.VERSION_TABLE} from a backup, or run `mailglass-reconcile migrate --remove`, then"
+            f"restore {revision.VERSION_TABLE} from a backup, or run `mailglass-reconcile migrate --remove`, then"
             " `mailglass-reconcile migrate`",
         )
 
@@ -221,9 +221,9 @@ def compare(tx: Transaction, *, made_here: bool = False) -> Comparison:
     owned, functions = tx.find_owned(), tx.find_wrong_functions()
     version = tx.revision(owned)
     steps = [step for step in script.steps() if _is_compared(step, mailglass_tables=mailglass_tables)]
-    table_names = [*installed.TABLES, *installed.MAILGLASS_TABLES, installed.VERSION_TABLE]
+    table_names = [*revision.TABLES, *revision.MAILGLASS_TABLES, revision.VERSION_TABLE]
     keys = {step.name: step.key_columns for step in steps if step.key_columns}
-    columns = {**installed.TABLES, **installed.CONFLICT_INDEXES, **keys}
+    columns = {**revision.TABLES, **installed.CONFLICT_INDEXES, **keys}
     wanted = {(step.kind, step.name): step for step in [*steps, *(SchemaStep("table", name) for name in table_names)]}
     arrays = column_arrays(
         ("kinds", "names", "tables", "digests", "columns"),
@@ -238,9 +238,7 @@ def compare(tx: Transaction, *, made_here: bool = False) -> Comparison:
         if row.kind == "function" and row.oid in overloads:
             continue
         step, role = wanted[row.kind, row.name], row.role
-        is_mailglass = step.name in installed.MAILGLASS_TABLES or (
-            mailglass_tables and step.only_on == script.MADE_HERE
-        )
+        is_mailglass = step.name in revision.MAILGLASS_TABLES or (mailglass_tables and step.only_on == script.MADE_HERE)
         fault = row.fault or (f"lacks {', '.join(row.dropped_columns)}" if row.dropped_columns else None)
         is_ignored = (
             revision.is_newer(version)  # a newer version knows what must be there
@@ -256,7 +254,7 @@ def compare(tx: Transaction, *, made_here: bool = False) -> Comparison:
             differences.append(Difference(step, fault, is_mailglass, is_on_empty, bool(row.is_partitioned)))
         if row.is_there and not is_mailglass:
             foreign += _describe_foreign(step, row)
-            tables += [step.name] if step.name in installed.TABLES else []
+            tables += [step.name] if step.name in revision.TABLES else []
             owners |= {row.owner} if step.kind != "index" else set()
     owner = owners.pop() if len(owners) == 1 else None
     grave_first = sorted(differences, key=lambda difference: not difference.is_grave)
@@ -280,7 +278,7 @@ def _is_compared(step: SchemaStep, *, mailglass_tables: bool) -> bool:
 
 def _describe_foreign(step: SchemaStep, row: Any) -> list[str]:
     """Return a phrase about an object that has one of our names, and is not ours."""
-    column = installed.TABLES.get(step.name, "").partition(" ")[0]
+    column = revision.TABLES.get(step.name, "").partition(" ")[0]
     if column in (row.dropped_columns or ()):
         return [f"table {step.name} is not ours, because it lacks {column}"]
     if row.owner == row.role or (step.kind == "index" and row.fault != SOMETHING_ELSE):

@@ -9,10 +9,10 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.database import in_schema
 from mailglass_reconcile.store.migration.comparison import MISSING, STAMPS, UNFILLED, Difference
 from mailglass_reconcile.store.migration.session import IMPATIENT, PATIENT, Session
+from mailglass_reconcile.store.schema import revision
 from mailglass_reconcile.store.schema.script import SchemaStep
 from mailglass_reconcile.store.tables import repair
 
@@ -133,5 +133,5 @@ def _stamp(step: SchemaStep, more: str = "") -> str:
 
 def _rank(difference: Difference) -> int:
     step = difference.step
-    is_on_ours = step.table in installed.TABLES or difference.is_on_empty
+    is_on_ours = step.table in revision.TABLES or difference.is_on_empty
     return {"function": 0, "trigger": 2}.get(step.kind, 1 if is_on_ours else 3)

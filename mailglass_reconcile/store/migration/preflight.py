@@ -9,7 +9,7 @@ from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError,
 from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.database import Transaction, array_literal
 from mailglass_reconcile.store.migration.comparison import Comparison
-from mailglass_reconcile.store.schema import location
+from mailglass_reconcile.store.schema import location, revision
 from mailglass_reconcile.store.schema.location import SchemaTables
 
 NO_WAY_BACK = "An older version works on the newer schema: install it, and leave the database as it is"
@@ -53,11 +53,11 @@ def require_usable_schema(tx: Transaction) -> bool:
     schemas = tx.load_schemas()
     if relocation := location.find_relocation(schemas, tx.schema):
         raise DatabaseRefusedError(f"nothing was changed: {relocation}")
-    parameters = {"schema": tx.schema, "tables": array_literal(installed.MAILGLASS_TABLES)}
+    parameters = {"schema": tx.schema, "tables": array_literal(revision.MAILGLASS_TABLES)}
     tables = set(tx.execute(_FOUND_TABLES, parameters).scalars())
     if "mailglass_events" not in tables:
         _require_no_other_ledger(tx, schemas)
-    missing = sorted(installed.MAILGLASS_TABLES - tables)
+    missing = sorted(revision.MAILGLASS_TABLES - tables)
     if tables and missing:
         raise SchemaOutdatedError(
             f"nothing was changed: schema {tx.schema} lacks table {', '.join(missing)}. Run Mailglass's own migrations"

@@ -58,8 +58,8 @@ def find_objects(tx: Transaction) -> list[RemovableObject]:
     removed_steps = [step for step in script.steps() if step.only_on != script.MADE_HERE or step.name in ours]
     parameters = {
         "schema": tx.schema,
-        "tables": array_literal([*installed.TABLES, installed.VERSION_TABLE]),
-        "indexes": array_literal(step.name for step in removed_steps if step.table in installed.MAILGLASS_TABLES),
+        "tables": array_literal([*revision.TABLES, revision.VERSION_TABLE]),
+        "indexes": array_literal(step.name for step in removed_steps if step.table in revision.MAILGLASS_TABLES),
         "functions": array_literal(step.name for step in removed_steps if step.kind == "function"),
     }
     return [RemovableObject(*row) for row in tx.execute(_OBJECTS, parameters)]
@@ -71,8 +71,8 @@ def statements(objects: Sequence[RemovableObject], *, tables: bool) -> list[tupl
     for found in objects:
         names[found.kind].append(found.name)
     functions = "\n".join(f"DROP FUNCTION IF EXISTS {name} CASCADE;" for name in names["function"])
-    our_tables = ", ".join(f"{{schema}}.{name}" for name in names["table"] if name != installed.VERSION_TABLE)
-    drop_version = f"DROP TABLE IF EXISTS {{schema}}.{installed.VERSION_TABLE};"
+    our_tables = ", ".join(f"{{schema}}.{name}" for name in names["table"] if name != revision.VERSION_TABLE)
+    drop_version = f"DROP TABLE IF EXISTS {{schema}}.{revision.VERSION_TABLE};"
     return [
         *([("drop our triggers and functions", functions)] if functions else []),
         *((f"drop the index {name}", f"DROP INDEX IF EXISTS {{schema}}.{name};") for name in names["index"]),
@@ -135,7 +135,7 @@ def describe_removal(tx: Transaction, *, tables: bool = False) -> list[str]:
         f"lost: recipients of {pluralize(recipients, 'open event')}, which the ledger does not have;"
         f" a history of {pluralize(runs, 'run')}; every GRANT on our tables",
     ]
-    names = ", ".join(tx.name_of(name) for name in sorted(installed.MAILGLASS_TABLES))
+    names = ", ".join(tx.name_of(name) for name in sorted(revision.MAILGLASS_TABLES))
     if tables:
         return [*lines, f"dropped for good: {names}, with every row"]
     if installed.is_made_by_mailglass(tx):

@@ -12,9 +12,10 @@ from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile.errors import CONTENTION_SQLSTATES, LOCK_NOT_AVAILABLE, DatabaseRefusedError, sqlstate
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import engines, installed
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import OpenConnection, in_schema
 from mailglass_reconcile.store.migration.blockers import REPORT_SECONDS, BlockerReport
+from mailglass_reconcile.store.schema import revision
 
 T = TypeVar("T")
 
@@ -160,7 +161,7 @@ class Session:
         self.connection.exec_driver_sql(text, execution_options={"no_parameters": True})
 
     def _lock_out_autovacuum(self) -> None:
-        names = ", ".join(f"'{table}'" for table in (*installed.TABLES, *installed.MAILGLASS_TABLES))
+        names = ", ".join(f"'{table}'" for table in (*revision.TABLES, *revision.MAILGLASS_TABLES))
         name = self.settings.database_schema.replace("'", "''")
         with suppress(DBAPIError), self.connection.begin():
             self._execute(_LOCK_OUT_AUTOVACUUM.replace("{name}", name).replace("{tables}", names))

@@ -23,9 +23,8 @@ from mailglass_reconcile.contrib.django import database, migrations
 from mailglass_reconcile.contrib.django.apps import LOCAL_NAMES
 from mailglass_reconcile.rules import remedy
 from mailglass_reconcile.singleton import lock
-from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.migration import runner
-from mailglass_reconcile.store.schema import script
+from mailglass_reconcile.store.schema import revision, script
 from revisions import NEXT
 
 pytestmark = [pytest.mark.long, pytest.mark.python_dependent]
@@ -51,7 +50,7 @@ def test_each_revision_has_a_migration_of_djangos_with_its_name():
     """Otherwise an upgrade of the package would leave Django nothing to apply."""
     revisions = {path.stem for path in (script.find_folder() / "versions").glob("*.py")}
     assert {module.name for module in pkgutil.iter_modules(migrations.__path__)} == revisions
-    assert max(revisions).partition("_")[0] == installed.VERSION
+    assert max(revisions).partition("_")[0] == revision.VERSION
 
 
 @pytest.mark.slow
@@ -133,7 +132,7 @@ def test_an_older_version_warns_of_a_newer_schema_and_ends_no_migrate_of_the_sit
     call_command("migrate", verbosity=0)
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
         f"warning: nothing was changed, because the database is at revision {NEXT}, this version knows"
-        f" {installed.VERSION}: install the newer mailglass-reconcile here"
+        f" {revision.VERSION}: install the newer mailglass-reconcile here"
     ]
 
 

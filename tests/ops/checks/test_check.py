@@ -22,8 +22,8 @@ from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
 from mailglass_reconcile.ops.checks.workers import Cluster
 from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, SWEEP_TASK, make_beat_schedule
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import engines, installed
-from mailglass_reconcile.store.schema import script
+from mailglass_reconcile.store import engines
+from mailglass_reconcile.store.schema import revision, script
 from recording import event, record
 
 pytestmark = pytest.mark.slow
@@ -204,19 +204,19 @@ def test_a_lost_revision_is_restored_or_our_tables_are_made_again(db: Database) 
     assert finding.remedy.startswith(
         "restore mailglass_reconcile_version from a backup, or run `mailglass-reconcile migrate"
     )
-    db.run("INSERT INTO mailglass_reconcile_version VALUES (:version)", version=installed.VERSION)
+    db.run("INSERT INTO mailglass_reconcile_version VALUES (:version)", version=revision.VERSION)
 
 
 def test_a_schema_that_is_outdated_newer_or_missing(db: Database) -> None:
     """This version works on a newer one of its major; the last finding names the setting."""
     db.run("UPDATE mailglass_reconcile_version SET version_num = :version", version=revisions.UNRELEASED)
     finding = worst_finding("schema")
-    assert (finding.status, f"this one needs {installed.VERSION}" in finding.message) == (ERROR, True)
+    assert (finding.status, f"this one needs {revision.VERSION}" in finding.message) == (ERROR, True)
     for version, status in (("9999", ERROR), (revisions.NEXT, WARNING)):
         db.run("UPDATE mailglass_reconcile_version SET version_num = :version", version=version)
         finding = worst_finding("schema")
         assert (finding.status, "install the newer" in finding.remedy) == (status, True)
-    db.run("UPDATE mailglass_reconcile_version SET version_num = :version", version=installed.VERSION)
+    db.run("UPDATE mailglass_reconcile_version SET version_num = :version", version=revision.VERSION)
     assert worst_finding("schema").status == OK
     elsewhere = db.settings.model_copy(update={"database_schema": "elsewhere"})
     mailglass_reconcile.configure(engine=db.engine, settings=elsewhere)

@@ -20,7 +20,7 @@ from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, CheckContext, Fin
 from mailglass_reconcile.ops.status import load_problems
 from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.migration import privileges, runner
-from mailglass_reconcile.store.schema import script
+from mailglass_reconcile.store.schema import revision, script
 from mailglass_reconcile.store.schema.script import SchemaStep
 from marking import nightly_unless
 
@@ -70,7 +70,7 @@ def group_by_kind() -> dict[str, list[Planted]]:
     """Group the objects by kind, so that one check finds a whole group; tables stand alone."""
     groups = defaultdict(list)
     for step in script.steps():
-        if step.name not in installed.MAILGLASS_TABLES:
+        if step.name not in revision.MAILGLASS_TABLES:
             planted = make_drop_fault(step)
             groups[step.name if planted.check == "schema" else f"{planted.check}-{step.kind}"].append(planted)
     return groups
@@ -104,7 +104,7 @@ def test_what_is_gone_is_found_and_made_again_by_the_remedy(db: Database, kind: 
     _is_well(db, check)
 
 
-@pytest.mark.parametrize("table", nightly_unless([*installed.TABLES][:1].__contains__, installed.TABLES))
+@pytest.mark.parametrize("table", nightly_unless([*revision.TABLES][:1].__contains__, revision.TABLES))
 def test_a_table_that_is_gone_is_named_with_the_way_to_restore_it(db: Database, table: str) -> None:
     """A revision made it, which `migrate` does not run again."""
     mailglass_reconcile.reconcile()
@@ -125,10 +125,10 @@ def test_the_columns_that_are_compared_are_those_of_the_tables(db: Database) -> 
         """SELECT c.relname, string_agg(a.attname, ' ' ORDER BY a.attnum)
              FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
             WHERE c.relname = ANY (:names) AND c.relnamespace = 'public'::regnamespace GROUP BY c.relname""",
-        names=list(installed.TABLES),
+        names=list(revision.TABLES),
     )
     assert {name: set(columns.split()) for name, columns in rows} == {
-        name: set(columns.split()) for name, columns in installed.TABLES.items()
+        name: set(columns.split()) for name, columns in revision.TABLES.items()
     }
 
 
@@ -281,7 +281,7 @@ def test_doctor_and_status_stop_at_the_same_checks(db: Database, role: str, stat
 
 def test_a_role_that_only_reads_is_no_fault_of_status(db: Database, role: str) -> None:
     """The dashboard's role is one; the doctor, which runs as a worker, names what it lacks."""
-    for table in (*installed.TABLES, *installed.MAILGLASS_TABLES):
+    for table in (*revision.TABLES, *revision.MAILGLASS_TABLES):
         db.run(f"REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON {table} FROM {role}")
         db.run(f"GRANT SELECT ON {table} TO {role}")
     assert wrong_to_the_role() == []

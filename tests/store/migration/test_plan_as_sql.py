@@ -9,7 +9,7 @@ import pytest
 import processes
 from catalog import Installation, client, installation, live, url_of
 from history import insert_history
-from mailglass_reconcile.store import installed
+from mailglass_reconcile.store.schema import revision
 from processes import COMMAND
 
 pytestmark = pytest.mark.slow
@@ -50,7 +50,7 @@ def test_a_plan_piped_into_psql_does_what_the_migration_does(
         migrated.migrate()
         assert planned.objects() == migrated.objects()
         assert len(planned.open_set()) == len(migrated.open_set()) == mailglass
-        assert planned.values("SELECT version_num FROM mailglass_reconcile_version") == [installed.VERSION]
+        assert planned.values("SELECT version_num FROM mailglass_reconcile_version") == [revision.VERSION]
         assert planned.is_current()
     finally:
         drop_database(second_database)
@@ -80,11 +80,11 @@ def test_alembic_s_own_command_migrates_tells_the_revision_and_takes_it_back(emp
     insert_history(database)
     places = {"url": url(database), "MAILGLASS_DATABASE_SCHEMA": name}
     alembic = str(processes.forker().commands / "alembic")
-    assert installed.VERSION not in run(alembic, "current", **places)
+    assert revision.VERSION not in run(alembic, "current", **places)
     run(alembic, "upgrade", "head", **places)
     assert database.is_current()
     assert len(database.open_set()) == 1
-    assert f"{installed.VERSION} (head)" in run(alembic, "current", **places)
+    assert f"{revision.VERSION} (head)" in run(alembic, "current", **places)
     run(alembic, "downgrade", "base", **places)
     assert database.objects() == before
 

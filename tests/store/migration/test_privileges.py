@@ -14,11 +14,11 @@ from catalog import Installation, client, installation, live, url_of
 from factories import delivery, orphan, postmark
 from history import DELIVERY
 from mailglass_reconcile.errors import DatabaseRefusedError
-from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.engines import create_engine
 from mailglass_reconcile.store.migration import privileges
 from mailglass_reconcile.store.migration.session import open_session
+from mailglass_reconcile.store.schema import revision
 from marking import nightly_unless, slow_unless
 from roles import temporary_role
 
@@ -141,7 +141,7 @@ def test_an_existing_table_of_ours_without_a_revision_is_kept(unmigrated):
     with pytest.raises(mailglass_reconcile.SchemaOutdatedError, match="the database has no revision: restore"):
         database.migrate()
     assert database.objects() == before
-    database.run("INSERT INTO mailglass_reconcile_version VALUES (:version)", version=installed.VERSION)
+    database.run("INSERT INTO mailglass_reconcile_version VALUES (:version)", version=revision.VERSION)
     assert database.is_current()
 
 

@@ -14,8 +14,8 @@ import processes
 from catalog import client, installation, lines_of_ours, live, url_of
 from history import insert_history
 from mailglass_reconcile.errors import DatabaseRefusedError, LedgerImmutableError
-from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.migration import runner
+from mailglass_reconcile.store.schema import revision
 from processes import COMMAND
 from roles import temporary_role
 from shapes import SCHEMAS
@@ -191,6 +191,6 @@ def test_another_role_gets_the_owner_of_a_migrated_database(empty_database_url, 
         owned = live(url, "public", shape)
         owned.migrate()
         before = second_role.objects()
-        expected = f"nothing to do: the database is at revision {installed.VERSION}, owned by {role}"
+        expected = f"nothing to do: the database is at revision {revision.VERSION}, owned by {role}"
         assert second_role.migrate()[-1] == expected
         assert second_role.objects() == before
