@@ -1,12 +1,16 @@
-"""The beat schedule with a scheduler that keeps it in a database."""
+"""The beat schedule with the schedulers that keep it in memory, in a file and in a database."""
 
+import datetime as dt
 import json
 import os
 from pathlib import Path
 
 import pytest
+from celery import Celery, _state
+from celery.beat import PersistentScheduler, Scheduler
 
 import processes
+from mailglass_reconcile.schedule import PRUNE_TASK, SWEEP_TASK, make_beat_schedule
 
 pytestmark = pytest.mark.version_independent
 
@@ -51,3 +55,25 @@ def test_tasks_expire_even_if_the_scheduler_drops_the_entries_expiry():
     support = {"PYTHONPATH": str(Path(processes.__file__).parent)}
     result = processes.run(["-c", BEATING], {**environment, **support})
     assert json.loads(result.stdout) == dict.fromkeys(("reconcile", "reconcile_recent", "prune", "dispatch"), True)
+
+
+@pytest.mark.parametrize(("kind", "own"), [(PersistentScheduler, 6), (Scheduler, 0)])
+def test_only_a_stored_schedule_runs_what_is_due_less_often_than_beat_restarts(kind, own, tmp_path, monkeypatch):
+    """Celery's default stores when an entry ran; in memory, only our entries by the clock are sent nonetheless."""
+    app = Celery("shop", broker="memory://", set_as_current=False)
+    app.conf.beat_schedule = {"own": {"task": "own", "schedule": 90.0}, **make_beat_schedule(dispatch=False)}
+    clock = [dt.datetime(2026, 1, 1, 2, 55, 10, tzinfo=dt.UTC)]
+    monkeypatch.setattr(app, "now", lambda: clock[0])
+    monkeypatch.setattr(_state._tls, "current_app", app)  # whose clock the stored entries read
+    sent: list[str] = []
+    monkeypatch.setattr(kind, "apply_entry", lambda scheduler, entry, producer=None: sent.append(entry.task))
+    for _ in range(20):
+        scheduler = kind(app=app, schedule_filename=str(tmp_path / "schedule"))
+        for _ in range(30):
+            clock[0] += dt.timedelta(seconds=1)
+            while scheduler.tick() == 0:
+                pass
+        scheduler.close()
+    assert {task: sent.count(task) for task in ("own", SWEEP_TASK, PRUNE_TASK)} == {
+        "own": own, SWEEP_TASK: 2, PRUNE_TASK: 1
+    }  # fmt: skip
