@@ -19,6 +19,7 @@ import commands
 import pages
 import processes
 import readme
+import record_refusal
 from mailglass_reconcile import Sent, WebhookEvent, celery, record_send, record_webhook
 from mailglass_reconcile.cli import command
 
@@ -257,7 +258,25 @@ assert engine.connect().scalar(text("SELECT count(*) FROM mailglass_open_orphans
 """,
     ),
     "celery.md": Frame(
-        "",
+        f"""{ENGINE}
+class postmark:
+    sent = []
+
+    def send(*arguments):
+        postmark.sent.append(f"m-{{len(postmark.sent)}}")
+        return {{"MessageID": postmark.sent[-1]}}
+""",
+        f"""
+with engine.begin() as connection:
+    for statement in {record_refusal.TWICE!r}:
+        connection.execute(text(statement))
+app.conf.task_always_eager = True
+send_receipt.delay("ada@example.com")
+with engine.connect() as connection:
+    assert connection.scalar(text({record_refusal.TRIES!r})) == 3
+    recorded = connection.scalars(text("SELECT provider_message_id FROM mailglass_deliveries")).all()
+assert postmark.sent == recorded == ["m-0"]
+"""
         "from mailglass_reconcile import runtime\nassert runtime.get_redis() is client\n"
         "assert set(app.conf.beat_schedule) >= {'mailglass-reconcile', 'mailglass-reconcile-prune'}\n"
         "assert len(app.conf.beat_schedule) == 3\n"
@@ -407,7 +426,8 @@ def test_a_unit_file_starts_an_existing_command(unit):
         app, worker, *options = arguments
         assert (name, app, worker) == ("-A", "mailglass_reconcile", "worker")
         context = CLIContext(celery.app, no_color=True, workdir=None)
-        celery_worker.make_context(worker, options, parent=click.Context(celery_worker, obj=context))
+        started = celery_worker.make_context(worker, options, parent=click.Context(celery_worker, obj=context))
+        assert Path(started.params["schedule_filename"]).parent == Path("/var/lib", parser["Service"]["StateDirectory"])
         return
     assert Path(program).name == "mailglass-reconcile"
     subcommand = commands.SUBCOMMANDS[name]

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 import pytest
 
 import readme
+import record_refusal
 from factories import insert_pairs
 from mailglass_reconcile.testing.servers import free_port
 from waiting import wait_until
@@ -59,6 +60,23 @@ def test_a_shop_sends_in_a_task_receives_a_bounce_and_sends_no_second_receipt(db
 
 
 @pytest.mark.slow
+def test_a_receipt_is_sent_once_while_the_database_refuses_to_record_it_twice(db, redis_url):
+    """The task that sends is not retried, the one that records is."""
+    redis = urlsplit(redis_url)._replace(path="/9").geturl()
+    env = {**readme.environment(db, redis), **readme.exports("celery")}
+    readme.run("celery", readme.command("celery", "alembic upgrade").text, env)
+    for statement in record_refusal.TWICE:
+        db.run(statement)
+    with readme.start("celery", readme.command("celery", "worker").text, env, " ready.") as process:
+        readme.run("celery", "celery -A shop call shop.mail.send_receipt --args '[\"ada@example.com\"]'", env)
+        wait_until(lambda: db.value("SELECT count(*) FROM mailglass_deliveries") == 1)
+        wait_until(lambda: len(re.findall(r"record_receipt\[\S+\] succeeded", process.output)) == 1)
+    assert db.value(record_refusal.TRIES) == 3
+    assert len(re.findall(r"send_receipt\[\S+\] received", process.output)) == 1
+    assert len(re.findall(r"record_receipt\[\S+\] retry", process.output)) == 2
+
+
+@pytest.mark.slow
 def test_autogenerate_leaves_the_tables_of_the_package_alone(db, redis_url):
     """It would drop all of them without `include_object`."""
     env = readme.environment(db, redis_url)
@@ -76,6 +94,7 @@ def test_each_task_has_the_queue_of_its_kind(db, redis_url):
         "mailglass_reconcile.tasks.reconcile": "sweeps",
         "mailglass_reconcile.tasks.reconcile_recent": "sweeps",
         "shop.mail.list_suppressed": "mail",
+        "shop.mail.record_receipt": "mail",
         "shop.mail.send_receipt": "mail",
     }
     (consumed,) = re.findall(r"-Q (\S+)", readme.command("celery", "worker").text)

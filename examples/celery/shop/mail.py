@@ -5,7 +5,7 @@ import uuid
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from mailglass_reconcile import Sent, record_send
+from mailglass_reconcile import InvalidEventError, Sent, record_send
 from shop.celery import app
 from shop.models import Suppressed, engine
 
@@ -17,14 +17,26 @@ def call_postmark(to: str) -> str:
 
 @app.task
 def send_receipt(to: str) -> str | None:
-    """Send a receipt unless the address is suppressed, record what Postmark answered, and return the message id."""
+    """Send a receipt unless the address is suppressed, and return the message id; a retry would send a second mail."""
     with Session(engine) as session, session.begin():
         if session.get(Suppressed, to):
             return None
     message_id = call_postmark(to)
+    record_receipt.delay(to, message_id)
+    return message_id
+
+
+@app.task(
+    autoretry_for=(Exception,),
+    dont_autoretry_for=(InvalidEventError,),
+    retry_backoff=True,
+    max_retries=None,
+    acks_late=True,
+)
+def record_receipt(to: str, message_id: str) -> None:
+    """Record what Postmark answered, however often that fails; a send is recorded once."""
     with Session(engine) as session, session.begin():
         record_send(session, provider="postmark", sent=[Sent(recipient=to, message_id=message_id)])
-    return message_id
 
 
 @app.task
