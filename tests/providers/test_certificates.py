@@ -93,13 +93,14 @@ def test_a_certificate_in_memory_takes_no_lock_and_no_thread(service):
 
 
 def test_four_are_fetched_at_once_and_no_thread_is_left(service):
-    store = CertificateStore()
+    store, threads_before = CertificateStore(), set(threading.enumerate())
     ask(store, service, *map(str, range(20)))
     wait_until(lambda: service.at_once == 4)
     service.may.set()
     wait_until(lambda: all(str(number) in store for number in range(20)))
     assert (service.most, sorted(service.names, key=int)) == (4, [*map(str, range(20))])
-    wait_until(lambda: "mailglass-certificates" not in {thread.name for thread in threading.enumerate()})
+    threads = [thread for thread in threading.enumerate() if thread not in threads_before]
+    wait_until(lambda: not any(thread.is_alive() for thread in threads if thread.name == "mailglass-certificates"))
 
 
 def test_a_fetch_has_two_seconds(monkeypatch):
