@@ -21,7 +21,6 @@ COMMAND = Path(sys.executable).with_name("mailglass-reconcile")
 HEADINGS = re.compile(r"^#+ (.*)$", re.M)
 
 READERS = {
-    "README.md": "INSTALLED_APPS urlpatterns",
     "django.md": "INSTALLED_APPS address message_id",
     "handlers.md": "update_crm",
     "live-updates.md": "refresh_all refresh",

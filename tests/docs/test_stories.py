@@ -68,16 +68,14 @@ def test_the_readme_in_a_clone_without_a_database(machine):
         assert "delivered" in reader._run("echo ada@example.com | mailglass-reconcile find -", machine.clone)
 
 
-@pytest.mark.parametrize(("heading", "page"), [("Django and Anymail", "django.md"), ("FastAPI", "fastapi.md")])
-def test_the_readme_has_the_lines_of_a_page_that_is_followed(heading, page):
-    """The other stories run the page."""
-    (block,) = pages.section(pages.README, heading)
-    text = (DOCS / page).read_text()
-    lines = [line.split("  #")[0].strip() for line in block.text.splitlines() if not line.strip().startswith("#")]
-    if page == "django.md":
-        lines = re.findall(r'"(?:mailglass_|webhooks/)[^"]*"|MAILGLASS_\w+', block.text)
-        assert len(lines) == 4
-    assert [line for line in lines if line not in text] == []
+def test_the_readme_has_a_door_for_each_reader_before_it_asks_for_more():
+    """Its first screen has the picture, both commands, and a page for each kind of application."""
+    first_screen = pages.README.read_text().partition("## Is it for me?")[0]
+    assert re.findall(r"^\$ make .*$", first_screen, re.M) == ["$ make demo", "$ make test"]
+    assert "](docs/race.svg)" in first_screen
+    doors = {f"docs/{name}.md" for name in ("celery", "django", "fastapi", "with-mailglass")}
+    assert doors <= set(re.findall(r"\]\(([^)#]+)\)", first_screen))
+    assert len(pages.README.read_text().split()) <= 1_000
 
 
 def test_fastapi_with_postmark_from_the_readme_to_a_shown_status(reader, empty_database_url):
