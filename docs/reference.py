@@ -82,41 +82,14 @@ NAMES = {
 """The public names by section, as they are written after `mailglass_reconcile.`."""
 DATA = {
     "beat_schedule": "The entries that `make_beat_schedule()` returns without options.",
-    "DeliveryEvent": "An event, as a handler gets it: [its attributes](handlers.md#write-a-handler).",
-    "EventMatch": "The result of `attempt_link`. `state` is one of the [states](trouble.md#states-of-an-event) such as"
-    " `matched` or `ambiguous`, `delivery_id` the delivery that the event would be linked to, or None.",
     "Settings": "All settings as a read-only object. [Settings](settings.md) lists names and defaults.",
-    "SweepResult": "The counts of one sweep. Each of the `scanned` events is counted in one of `linked`, `unmatched`,"
-    " `unmatchable`, `ambiguous`, `tenant_mismatch`, `recipient_mismatch`, `skipped` and `failed`:"
-    " [what they mean](trouble.md#states-of-an-event), with `linked_unchecked`, `skipped_limit`, `skipped_deadline`"
-    " and `skipped_held`. `remaining` are eligible and still open (None: not counted). Redis accepted `published`"
-    " messages, two per link, and not `publish_failed`. `status` is `ok`, `partial` or `failed`. Also `duration_ms`,"
-    " `dry_run` and `tenant_id`.",
-    "PruneResult": "Deleted are raw webhooks (`succeeded`, `dead`, `failed`), jobs of handlers"
-    " (`jobs_done`, `jobs_dead`), open events that are too old (`expired`), and `events` and `deliveries` past"
-    " their retention. Repaired is the list of open events (`settled` are removed, `added` were missing). `failures` has"
-    " the reason of each step that failed, by name.",
-    "key_rule": "`@key_rule(*providers, reads=…, version=1)` registers the decorated function as"
-    " [the rule for the message id](own-provider.md#a-rule-for-the-message-id) of these providers; `*` is every provider"
-    " without one. A later rule replaces an earlier one.",
-    "webhook_reader": "`webhook_reader(name, read=…, verify=…)` registers [your own provider](own-provider.md). The name has 1"
-    " to 64 lower-case letters, digits, `-` and `_`.",
-    "Subscription": "The iterator that `subscribe` returns. `close()` ends the iteration and closes the connection, from any"
-    " thread or a signal handler.",
-    "AsyncSubscription": "The same for `subscribe_async`, with `aclose()` from any task of the event loop.",
-    "DispatchResult": "`handled` jobs are committed. `failed` jobs are tried again later, except the `dead` ones, which"
-    " have failed for the last time. `duration_ms` is the whole time.",
-    "available": "`available()` returns whether Celery can be imported, and so whether the tasks and the beat schedule"
-    " exist.",
     "tables": "`from mailglass_reconcile.tables import deliveries, events` gives SQLAlchemy `Table` objects, in the schema"
     " of `MAILGLASS_DATABASE_SCHEMA`: select from them, join them with your own, or map a class to one"
     " (`__table__ = deliveries`), but never write to them. Others are `open_orphans`, `open_orphan_ids`, `handler_outbox`"
     " and `reconcile_runs`: [what they hold](concepts.md#the-tables). Compare their times with a `datetime` that has a time"
     " zone, not with `now()`.",
-    "include_object": "Pass it as `include_object` in Alembic's `env.py`: autogenerate then leaves our tables alone,"
-    " and those of Mailglass that your metadata does not have.",
 }
-"""Descriptions of names that get no generated entry."""
+"""Descriptions of names whose docstring is not the place: a dict has none, and settings have their own page."""
 
 
 ACCEPTED = {
@@ -141,14 +114,15 @@ REPAIRED = {
 }
 """What becomes of a value that cannot be stored as it is."""
 
-RESULTS = {"RecordedDelivery", "Recorded", "Refusal", "Orphan", "Erased", "Update", "Missed"}
+RESULTS = {
+    *("RecordedDelivery", "Recorded", "Refusal", "Orphan", "EventMatch", "Erased", "Update", "Missed", "DeliveryEvent"),
+    *("SweepResult", "PruneResult", "DispatchResult", "Subscription", "AsyncSubscription"),
+}
 """Classes that only functions make: the page shows their attributes, and no signature."""
 INNER = {"action", "self"}
 """Attributes for internal use, and a task's own first argument."""
 STANDARD = {"Any", "Iterable", "Mapping", "Sequence", "UUID", "datetime", *dir(builtins)}
 """Types that a signature shows, with the public names."""
-COMMON = re.compile(r"`tenant_id`: (?!Its tenant)|`MailglassReconcileError`: Nothing was swept")
-"""Entries that are left out, because the top of the page says them for all functions."""
 EXAMPLES = {
     "find_orphans": """
 with engine.begin() as connection:
@@ -551,8 +525,7 @@ def _name(path: str) -> str:
     example = f"\n```python\n{EXAMPLES[name].strip()}\n```\n" if name in EXAMPLES else ""
     if name in DATA:
         return f"### {name}\n\n{DATA[name]}\n{example}"
-    describe = _described if isinstance(value, type) else _summarized
-    described = "".join(describe(inspect.getdoc(value) or ""))
+    described = "".join(_described(inspect.getdoc(value) or ""))
     return f"### {name}\n\n{_signature(name, value)}{described}{example}"
 
 
@@ -597,15 +570,6 @@ def _public(annotation: Any) -> str:
     return text if {*re.findall(r"\w+", text)} <= public else ""
 
 
-def _summarized(docstring: str) -> Iterator[str]:
-    """Yield the first paragraph of a docstring, and what the function returns; `help` prints the rest."""
-    text, *sections = SECTION.split(docstring)
-    yield text.partition("\n\n")[0].strip() + "\n"
-    yield from (
-        _returned(body) for title, body in zip(sections[::2], sections[1::2], strict=True) if title == "Returns"
-    )
-
-
 def _returned(body: str) -> str:
     return f"\n**Returns**: {' '.join(body.split())}\n"
 
@@ -621,13 +585,11 @@ def _described(docstring: str) -> Iterator[str]:
             continue
         parts = ENTRY.split(lines)[1:]
         entries = [
-            f"`{name}`: {' '.join(meaning.split())}"
+            f"- `{name}`: {' '.join(meaning.split())}\n"
             for name, meaning in zip(parts[::2], parts[1::2], strict=True)
             if name not in INNER
         ]
-        if specific := [entry for entry in entries if not COMMON.match(entry)]:
-            heading = "**Raises**\n\n" if title == "Raises" else ""
-            yield f"\n{heading}" + "".join(f"- {entry}\n" for entry in specific)
+        yield ("\n**Raises**\n\n" if title == "Raises" else "\n") + "".join(entries)
 
 
 GUIDES = {

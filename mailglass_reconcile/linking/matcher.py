@@ -48,15 +48,17 @@ class EventKeys(NamedTuple):
 
 
 class EventMatch(NamedTuple):
-    """A match result of an event, the keys that decided, and the deliveries that decided, by candidate id.
+    """The result of `attempt_link`.
 
-    For an id that is not wide, these are all its deliveries. There may be ids of other events. The keys have the
-    recipient that a raw webhook names.
+    Attributes:
+        state: `matched`, or why the event would not be linked, such as `ambiguous`
+            (`docs/trouble.md#states-of-an-event`).
+        delivery_id: The delivery that the event would be linked to, or None.
     """
 
     result: MatchResult
-    keys: Keys
-    deliveries_by_id: Mapping[str, Collection[DeliveryRow]]
+    keys: Keys  # with the recipient that a raw webhook names
+    deliveries_by_id: Mapping[str, Collection[DeliveryRow]]  # of an id that is not wide all, perhaps of other events
 
     @property
     def state(self) -> states.MatchState:

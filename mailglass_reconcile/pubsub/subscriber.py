@@ -72,9 +72,10 @@ def _lost_errors() -> tuple[type[Exception], ...]:
 
 
 class AsyncSubscription:
-    """An asynchronous iterator over live updates, each event once; use it in an `async with` block.
+    """The asynchronous iterator that `subscribe_async` returns: each event once.
 
-    If you stop waiting for an item, as `asyncio.wait_for` does, no update is lost.
+    Leaving its `async with` block closes it, and so does `aclose()`, from any task of the event loop. If you stop
+    waiting for an item, as `asyncio.wait_for` does, no update is lost.
     """
 
     def __init__(
@@ -263,7 +264,11 @@ class AsyncSubscription:
 
 
 class Subscription:
-    """An iterator over live updates, each event once; it ends when it is closed, such as by its `with` block."""
+    """The iterator that `subscribe` returns: each event once.
+
+    Leaving its `with` block closes it. `close()` ends the iteration and closes the connection, from any thread or a
+    signal handler.
+    """
 
     def __init__(
         self,
