@@ -98,8 +98,8 @@ class Settings(BaseSettings):
     `database_url`, `redis_url`, `web_token` and `webhook_url` may be `@FILE`: the path of a file that holds the value.
 
     Attributes:
-        database_url: The database: `postgresql://user:password@host:5432/name`. `postgres://` and
-            `postgresql+psycopg://` mean the same: psycopg 3 is used.
+        database_url: The database: `postgresql+psycopg://user:password@host:5432/name`. `postgresql://` and `postgres://`
+            mean the same here. SQLAlchemy's `create_engine` needs the first form, psql one of the others.
         database_schema: The schema of the tables: letters, digits and underscores. With Mailglass since 2.0 it is
             `mailglass`.
         tenant: The tenant (`docs/tenants.md`) of sends and webhooks that are recorded without one.

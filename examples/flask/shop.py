@@ -10,7 +10,7 @@ from flask import Flask, request
 from mailglass_reconcile import Sent, broadcast, record_send
 from mailglass_reconcile.webhooks import receive, refusal
 
-engine = sa.create_engine(sa.make_url(os.environ["MAILGLASS_DATABASE_URL"]).set(drivername="postgresql+psycopg"))
+engine = sa.create_engine(os.environ["MAILGLASS_DATABASE_URL"])
 app = Flask(__name__)
 app.config["MAX_CONTENT_LENGTH"] = 5 * 1024 * 1024  # a larger body is answered with 413 before it is read
 

@@ -8,8 +8,7 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import Sent, WebhookEvent, broadcast, record_send, record_webhook
 
-url = sa.make_url(os.environ["MAILGLASS_DATABASE_URL"]).set(drivername="postgresql+psycopg")
-engine = sa.create_engine(url)
+engine = sa.create_engine(os.environ["MAILGLASS_DATABASE_URL"])
 
 
 def call_postmark(*to: str) -> str:

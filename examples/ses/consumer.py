@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from mailglass_reconcile import broadcast, record_webhook
 from mailglass_reconcile.webhooks import InvalidWebhookError, parse
 
-engine = sa.create_engine(sa.make_url(os.environ["MAILGLASS_DATABASE_URL"]).set(drivername="postgresql+psycopg"))
+engine = sa.create_engine(os.environ["MAILGLASS_DATABASE_URL"])
 sqs = boto3.client("sqs")
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from mailglass_reconcile import Sent, record_send
 from mailglass_reconcile.webhooks import webhook_app
 
-engine = create_async_engine(sa.make_url(os.environ["MAILGLASS_DATABASE_URL"]).set(drivername="postgresql+psycopg"))
+engine = create_async_engine(os.environ["MAILGLASS_DATABASE_URL"])
 ses = boto3.client("sesv2")
 api = FastAPI()
 api.mount("/webhooks", webhook_app())

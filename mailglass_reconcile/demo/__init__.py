@@ -43,7 +43,8 @@ def keep() -> int:
     with servers.postgres() as database_url, servers.redis() as redis_url:
         _install(database_url, redis_url)
         print_line("in another terminal, until you press Ctrl-C here (the data is deleted then):\n")
-        print_line(f"export MAILGLASS_DATABASE_URL='{database_url}'")
+        url = runtime.get_engine().url.render_as_string(hide_password=False)  # as SQLAlchemy's `create_engine` takes it
+        print_line(f"export MAILGLASS_DATABASE_URL='{url}'")
         print_line(f"export MAILGLASS_REDIS_URL='{redis_url}'")
         signal.sigwait(ENDING_SIGNALS)
     return 0

@@ -20,7 +20,7 @@ class DatabaseCopy:
     """A migrated database of a test's own.
 
     Attributes:
-        url: Its URL, as `MAILGLASS_DATABASE_URL` takes it; password included.
+        url: Its URL, for `MAILGLASS_DATABASE_URL` and `create_engine`; password included.
         settings: For `configure(settings=…)`: the URLs of the database and of the tests' Redis.
         engine: On psycopg 3; it keeps no connection open between uses.
     """
@@ -68,9 +68,9 @@ class Databases:
     def copy(self, template: str, redis_url: str) -> Iterator[DatabaseCopy]:
         """Yield a copy of *template* for as long as a block runs."""
         name = f"mgtest_{uuid.uuid4().hex[:12]}"
-        url = self.create(name, template)
+        settings = Settings(database_url=self.create(name, template), redis_url=redis_url)
         try:
-            settings = Settings(database_url=url, redis_url=redis_url)
-            yield DatabaseCopy(url, settings, engines.create_engine(settings))
+            engine = engines.create_engine(settings)
+            yield DatabaseCopy(engine.url.render_as_string(hide_password=False), settings, engine)
         finally:
             self.drop(name)

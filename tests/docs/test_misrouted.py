@@ -20,7 +20,7 @@ SELECT d.recipient, d.last_event_type, d.last_event_at, e.reject_reason, e.metad
 
 def test_events_of_a_wrong_tenant_are_recorded_again_for_the_right_one(db, monkeypatch):
     """Each once, with its time, recipient and reason, also if it is run twice; then the doctor is content."""
-    monkeypatch.setenv("MAILGLASS_DATABASE_URL", db.url)
+    monkeypatch.setenv("MAILGLASS_DATABASE_URL", db.sqlalchemy_url)
     addresses = ["ada@example.com", "bob@example.com", "eve@example.com"]
     for address in addresses:
         factories.delivery(db, "batch", tenant_id="acme", recipient=address)

@@ -35,7 +35,7 @@ def report(db, message_id: str, type_: str, **fields) -> None:
 @pytest.fixture
 def shop(db, monkeypatch):
     """The page's application with two orders; each confirmation gets the next message id."""
-    monkeypatch.setenv("MAILGLASS_DATABASE_URL", db.url)
+    monkeypatch.setenv("MAILGLASS_DATABASE_URL", db.sqlalchemy_url)
     with db.engine.begin() as connection:
         connection.execute(sa.text(TABLE))
         connection.execute(sa.text(VIEW))

@@ -67,7 +67,7 @@ class Frame(NamedTuple):
 ENGINE = """
 import os, datetime as dt, sqlalchemy as sa
 from sqlalchemy import text
-engine = sa.create_engine(os.environ["MAILGLASS_DATABASE_URL"].replace("postgresql:", "postgresql+psycopg:"))
+engine = sa.create_engine(os.environ["MAILGLASS_DATABASE_URL"])
 """
 ACCOUNTS = (
     "CREATE TABLE accounts (provider text, tenant text, secret text)",
@@ -330,7 +330,6 @@ def test_the_snippets_of_a_page_run_one_after_the_other(page, db, redis_url, tmp
     assert snippets
     source = "\n".join([FRAMES[page].before, *snippets, FRAMES[page].after])
     source = source.replace("…", "").replace("redis://localhost:6379/0", redis_url)
-    source = source.replace("postgresql+psycopg://localhost/app", db.url.replace(":", "+psycopg:", 1))
     (tmp_path / "snippets.py").write_text(source)
     environment = {
         **db.environment(redis_url),

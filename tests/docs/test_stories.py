@@ -60,6 +60,7 @@ def test_the_readme_in_a_clone_without_a_database(machine):
         reader.paste(keeping)
         reader.save("first.py", script.text)
         reader.paste(running)
+        assert any("DATABASE_URL='postgresql+psycopg://" in line for line in reader._started)
         reader.follow([celery_app, working, calling])
         reader.process.wait_for("mailglass_reconcile.tasks.reconcile")
         reader.process.wait_for("succeeded")

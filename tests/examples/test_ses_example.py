@@ -39,7 +39,7 @@ def ses_url() -> Iterator[str]:
 def shop(db, ses_url, monkeypatch) -> Iterator[TestClient]:
     """The application, with the environment of its README."""
     keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_ENDPOINT_URL_SESV2": ses_url}
-    for name, value in {**EXPORTED, **keys, "MAILGLASS_DATABASE_URL": db.url}.items():
+    for name, value in {**EXPORTED, **keys, "MAILGLASS_DATABASE_URL": db.sqlalchemy_url}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sns, "fetch", senders.serve_certificate)
     secrets = SecretStr(EXPORTED["MAILGLASS_WEBHOOK_SECRETS"])
@@ -115,7 +115,7 @@ def test_a_command_of_aws_calls_an_operation_with_parameters_that_it_has(text):
 
 
 def test_the_consumer_records_what_a_queue_has_and_leaves_what_it_cannot_read(db, monkeypatch, caplog):
-    monkeypatch.setenv("MAILGLASS_DATABASE_URL", db.url)
+    monkeypatch.setenv("MAILGLASS_DATABASE_URL", db.sqlalchemy_url)
     monkeypatch.setenv("AWS_DEFAULT_REGION", EXPORTED["AWS_DEFAULT_REGION"])
     configure(engine=db.engine, settings=db.settings)
     delivery, bounce = (

@@ -26,6 +26,12 @@ def test_a_url_with_several_hosts_connects_to_the_primary_beside_a_stopped_serve
         assert connection.scalar(sa.text("SELECT current_database()")) == parameters["dbname"]
 
 
+@pytest.mark.parametrize("scheme", ["postgresql+psycopg", "postgresql", "postgres"])
+def test_a_url_of_a_platform_and_of_sqlalchemy_means_psycopg(scheme):
+    url = engines.database_url(Settings(database_url=f"{scheme}://app:secret@db1/app?sslmode=require"))
+    assert url.render_as_string(hide_password=False) == "postgresql+psycopg://app:secret@db1/app?sslmode=require"
+
+
 @pytest.mark.parametrize("hosts", ["db1,db2", "db1:5432,db2:5433", "app:a,b@db1:5432,db2"])
 def test_several_hosts_in_libpqs_form_are_refused_with_the_form_that_works(hosts):
     with pytest.raises(ConfigurationError, match=r"\?host=HOST1:5432&host=HOST2:5432") as caught:

@@ -42,6 +42,11 @@ class Database:
     """Which of the databases that are kept it is, if it is one."""
 
     @property
+    def sqlalchemy_url(self) -> str:
+        """The URL as pages print it, for our programs and SQLAlchemy's `create_engine`."""
+        return self.engine.url.render_as_string(hide_password=False)
+
+    @property
     def database(self) -> Handle:
         """The database as the package uses it."""
         return Handle(self.engine, self.settings, runtime.get_limits())
@@ -98,4 +103,4 @@ class Database:
         """Return the environment of a process that uses this database and a Redis, by default that of its settings."""
         redis_url = redis_url or self.settings.redis_url.get_secret_value()
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("MAILGLASS_")}
-        return {**inherited, "MAILGLASS_DATABASE_URL": self.url, "MAILGLASS_REDIS_URL": redis_url}
+        return {**inherited, "MAILGLASS_DATABASE_URL": self.sqlalchemy_url, "MAILGLASS_REDIS_URL": redis_url}

@@ -18,7 +18,7 @@ from processes import Condition, Process
 IGNORED = shutil.ignore_patterns(
     ".git", ".venv*", ".nox", "__pycache__", ".*_cache", ".hypothesis", "tests", "docs", "bench"
 )
-URL = "postgresql://localhost/app"
+URL = re.compile(r"(postgresql(?:\+psycopg)?)://localhost/app(?![\w/])")
 DJANGO = '"NAME": "app", "HOST": "localhost"'
 DOCKER = """#!/usr/bin/env bash
 set -euo pipefail
@@ -199,7 +199,7 @@ class Reader(ExitStack):
         """Replace the reader's servers in a text by the test's."""
         for address, real in self.replacements.items():
             text = text.replace(address, real)
-        text = re.sub(rf"{URL}(?![\w/])", f"'{self._url}'", text).replace(DJANGO, _django(self._url))
+        text = URL.sub(rf"'\1{self._url.removeprefix('postgresql')}'", text).replace(DJANGO, _django(self._url))
         text = text.replace(REDIS, self._redis_url)
         for port, real in self.ports.items():
             text = text.replace(f":{port}/", f":{real}/")

@@ -5,8 +5,7 @@ import os
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-url = sa.make_url(os.environ["MAILGLASS_DATABASE_URL"]).set(drivername="postgresql+psycopg")
-engine = sa.create_engine(url, hide_parameters=True)
+engine = sa.create_engine(os.environ["MAILGLASS_DATABASE_URL"], hide_parameters=True)
 
 
 class Base(DeclarativeBase):

@@ -1,5 +1,5 @@
 -- The privileges of each role. Run this as the owner of the tables, after each `mailglass-reconcile migrate`:
---   mailglass-reconcile migrate --grants | psql "$MAILGLASS_DATABASE_URL"
+--   mailglass-reconcile migrate --grants | psql "postgresql:${MAILGLASS_DATABASE_URL#*:}"
 -- Create the roles that you need first: a role that does not exist is skipped.
 \set ON_ERROR_STOP on
 \if :{?schema}

@@ -119,7 +119,7 @@ def test_the_export_of_the_documentation_has_every_row(empty_database_url, tmp_p
     database.migrate()
     insert_history(database)
     page = (Path(__file__).parents[3] / "docs" / "upgrading.md").read_text()
-    commands = re.findall(r'^ *\$ psql "\$MAILGLASS_DATABASE_URL" -c "(.*)"$', page, re.M)
+    commands = re.findall(r'^ *\$ psql "postgresql:.*" -c "(.*)"$', page, re.M)
     assert len(commands) == 2
     for command in commands:
         psql = [client("psql", database), "--no-psqlrc", url_of(database), "-c", command]
