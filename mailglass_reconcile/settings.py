@@ -21,6 +21,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mailglass_reconcile.errors import ConfigurationError, WrongUsageError
+from mailglass_reconcile.rules.humanize import find_closest
 
 ENV_PREFIX = "MAILGLASS_"
 MIN_TOKEN_CHARACTERS = 16
@@ -193,6 +194,15 @@ class Settings(BaseSettings):
         except ValidationError as error:
             is_wrong_usage = any(detail["type"] == _WRONG_USAGE for detail in error.errors(include_context=False))
             raise (WrongUsageError if is_wrong_usage else ConfigurationError)(_format_errors(error)) from None
+
+
+VARIABLES = {ENV_PREFIX + field.upper(): field for field in Settings.model_fields}
+"""The field of each environment variable."""
+
+
+def find_closest_variable(name: str, *others: str) -> str | None:
+    """Return the variable, or another name, that is most similar to an unknown *name*; None if none is similar."""
+    return find_closest(name, [*VARIABLES, *others], cutoff=0.75)
 
 
 def load_web_token(settings: Settings) -> str | None:

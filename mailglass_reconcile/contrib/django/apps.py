@@ -14,6 +14,7 @@ from django.db.models.signals import post_migrate, pre_migrate
 
 from mailglass_reconcile import errors, runtime
 from mailglass_reconcile.contrib.django import project
+from mailglass_reconcile.settings import ENV_PREFIX
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -36,11 +37,16 @@ class MailglassReconcileConfig(AppConfig):
     verbose_name = "Mailglass"
     default_auto_field = "django.db.models.BigAutoField"
 
+    def import_models(self) -> None:
+        """Configure our settings first: they name the schema of the models' tables."""
+        self._configure(ENV_PREFIX)
+        super().import_models()
+
     def ready(self) -> None:
         """Configure the database of `DATABASES`, without connecting, and register checks, receivers and migrations."""
         from mailglass_reconcile.contrib.django import checks  # noqa: F401, PLC0415 - it registers them
 
-        self._configure("MAILGLASS_")
+        self._configure(ENV_PREFIX)
         setting_changed.connect(self._configure, dispatch_uid="mailglass_reconcile.settings")
         self.connect()
 
@@ -60,12 +66,14 @@ class MailglassReconcileConfig(AppConfig):
 
     def _configure(self, setting: str, **_kwargs: Any) -> None:
         """Configure our settings from Django's, at startup and when a test changes one."""
-        if setting.startswith("MAILGLASS_"):
-            values = {"tenant": project.fixed_tenant(), "webhook_secrets": project.webhook_secrets()}
-            values = {name: value for name, value in values.items() if value is not None}
+        if setting.startswith(ENV_PREFIX):
             alias = project.alias()
-            local_names = {**LOCAL_NAMES, "MAILGLASS_DATABASE_URL": f"DATABASES[{alias!r}]"}
-            runtime.configure_framework(partial(_make_engine, alias), local_names, _open_handlers_connection, **values)
+            local_names = {**LOCAL_NAMES, project.IGNORED: f"DATABASES[{alias!r}]"}
+            runtime.configure_framework(
+                partial(_make_engine, alias), local_names, _open_handlers_connection, **project.load_values()
+            )
+            if self.models_module is not None:
+                self.models_module.follow_schema()
 
 
 def _load_on_first_use(module: str, name: str) -> Callable[..., Any]:

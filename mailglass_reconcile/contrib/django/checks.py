@@ -22,7 +22,9 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import project
 from mailglass_reconcile.contrib.django.views import WebhookView
 from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError
+from mailglass_reconcile.rules.humanize import sanitize
 from mailglass_reconcile.schedule import SWEEP_TASK
+from mailglass_reconcile.settings import ENV_PREFIX, VARIABLES, find_closest_variable, load_web_token
 
 if TYPE_CHECKING:
     from mailglass_reconcile.ops.checks import Finding
@@ -101,15 +103,38 @@ def _to_check_message(finding: Finding) -> CheckMessage:
 def _settings_problems() -> Iterator[CheckMessage]:
     yield from _report_configuration_error("E001", lambda: project.connection_wrapper(project.alias()))
     yield from _report_configuration_error("E002", project.load_tenant_function)
-    yield from _report_configuration_error("E003", _read_settings)
+    yield from _our_settings_problems()
     yield from _webhook_problems()
     yield from _report_configuration_error("E004", lambda: project.load_function("MAILGLASS_DELIVERY"))
-    if getattr(settings, "MAILGLASS_TENANT_REQUIRED", False) and getattr(settings, "MAILGLASS_TENANT", None) is None:
+    if getattr(settings, "MAILGLASS_TENANT_REQUIRED", False) and not getattr(settings, "MAILGLASS_TENANT", None):
         yield NO_TENANT
     if not any(backend == TEST_BACKEND or _is_anymail_backend(backend) for backend in _backends()):
         yield NO_ANYMAIL
     if runtime.available() and not _is_sweep_scheduled():
         yield NO_SWEEPS
+
+
+def _our_settings_problems() -> Iterator[CheckMessage]:
+    """Yield each value that cannot be used, each name that does not exist, and what Django's settings replace."""
+    problems = list(_report_configuration_error("E003", runtime.get_settings))
+    for read_setting in () if problems else (runtime.load_imports, _read_secrets, _read_web_token, _read_redis_url):
+        problems += _report_configuration_error("E003", read_setting)
+    yield from problems
+    known = {*VARIABLES, *project.DJANGO_ONLY}
+    for name in dir(settings):
+        if name.startswith(ENV_PREFIX) and name not in known:
+            closest = find_closest_variable(name, *project.DJANGO_ONLY)
+            yield Warning(
+                f"There is no setting {sanitize(name)}, so it has no effect.",
+                hint=f"Did you mean {closest}?" if closest else "Remove it, or give it another prefix.",
+                id="mailglass_reconcile.W004",
+            )
+    if getattr(settings, project.IGNORED, ""):
+        yield Warning(
+            f"{project.IGNORED} has no effect: the tables are in DATABASES[{project.alias()!r}].",
+            hint="Remove it. To use another database, add it to DATABASES and name it in MAILGLASS_DATABASE_ALIAS.",
+            id="mailglass_reconcile.W005",
+        )
 
 
 def _webhook_problems() -> Iterator[CheckMessage]:
@@ -131,13 +156,20 @@ def _has_webhook_secrets() -> bool:
         return True
 
 
-def _read_settings() -> None:
-    runtime.load_imports()
-    settings = runtime.get_settings()
-    if settings.webhook_secrets:
+def _read_secrets() -> None:
+    if runtime.get_settings().webhook_secrets:
         from mailglass_reconcile.receiver import secret_store  # noqa: PLC0415 - loading it takes long
 
-        secret_store.from_setting(settings)
+        secret_store.from_setting(runtime.get_settings())
+
+
+def _read_web_token() -> None:
+    load_web_token(runtime.get_settings())
+
+
+def _read_redis_url() -> None:
+    if runtime.is_redis_configured():
+        runtime.get_redis()
 
 
 def _report_configuration_error(number: str, read_setting: Callable[[], object]) -> Iterator[CheckMessage]:

@@ -117,17 +117,28 @@ STATES = {
 """What each state of a delivery says of the types of its last event; all others are `sent`."""
 
 
-class _OrphanId(models.Func):
+class _SchemaFunction(models.Func):
+    """A function of our schema."""
+
+    function_name: str
+
+    @property
+    def function(self) -> str:
+        """The function's name with its schema, quoted."""
+        return f'"{project.table(self.function_name)}"'
+
+
+class _OrphanId(_SchemaFunction):
     """The id of the event that a `reconciled` event has linked, of its type and key."""
 
-    function = f'"{project.table("mailglass_reconcile_orphan_of_v1")}"'
+    function_name = "mailglass_reconcile_orphan_of_v1"
     output_field = models.UUIDField()
 
 
-class _LinkedDeliveryId(models.Func):
+class _LinkedDeliveryId(_SchemaFunction):
     """The id of the delivery to which an event, of its id and tenant, was linked."""
 
-    function = f'"{project.table("mailglass_reconcile_link_of_v1")}"'
+    function_name = "mailglass_reconcile_link_of_v1"
     template = "(SELECT link.delivery_id FROM %(function)s(%(expressions)s) AS link)"
     output_field = models.UUIDField()
 
@@ -343,6 +354,21 @@ class OpenOrphan(models.Model):
         return str(self.pk)
 
 
-for _model in (Delivery, Event, OpenOrphan):
+_TABLES: dict[type[models.Model], str] = {
+    Delivery: "mailglass_deliveries",
+    Event: "mailglass_events",
+    OpenOrphan: "mailglass_open_orphans",
+}
+
+
+def follow_schema() -> None:
+    """Let the models' tables be in the schema of the settings, which a test may have changed."""
+    for model, name in _TABLES.items():
+        model._meta.db_table = project.table(name)
+        for field in model._meta.concrete_fields:
+            field.__dict__.pop("cached_col", None)  # it has the table's name
+
+
+for _model in _TABLES:
     pre_save.connect(refuse_write, sender=_model)
     pre_delete.connect(refuse_write, sender=_model)

@@ -14,6 +14,22 @@ from django.utils.module_loading import import_string
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.settings import VARIABLES
+
+DJANGO_ONLY = ("MAILGLASS_DATABASE_ALIAS", "MAILGLASS_DELIVERY", "MAILGLASS_TENANT_REQUIRED")
+"""Our settings that are no environment variables."""
+IGNORED = "MAILGLASS_DATABASE_URL"
+"""The environment variable that `DATABASES` replaces."""
+
+
+def load_values() -> dict[str, Any]:
+    """Return the values of our settings that the project's settings have, by the field of `Settings`.
+
+    An empty string is no value, as for an environment variable. A tenant that a function returns is no field's value.
+    """
+    values = {field: getattr(settings, name, "") for name, field in VARIABLES.items() if name != IGNORED}
+    values["tenant"] = fixed_tenant() or ""
+    return {field: value for field, value in values.items() if value != ""}
 
 
 def alias() -> str:
@@ -33,16 +49,18 @@ def table(name: str) -> str:
 def fixed_tenant() -> str | None:
     """Return the tenant if the setting `MAILGLASS_TENANT` is a text without a dot, and None otherwise."""
     setting = getattr(settings, "MAILGLASS_TENANT", None)
-    return setting if isinstance(setting, str) and "." not in setting else None
+    return setting if isinstance(setting, str) and setting and "." not in setting else None
 
 
 def load_function(name: str) -> Callable[[Any], Any] | None:
-    """Return the function that a setting is or names; None if it is not set.
+    """Return the function that a setting is or names; None if it is not set, or empty.
 
     Raises:
         ConfigurationError: It is not a function, or cannot be imported.
     """
     setting = getattr(settings, name, None)
+    if setting == "":
+        return None
     try:
         loaded = import_string(setting) if isinstance(setting, str) else setting
     except ImportError:
@@ -55,11 +73,6 @@ def load_function(name: str) -> Callable[[Any], Any] | None:
 def load_tenant_function() -> Callable[[Any], Any] | None:
     """Return the function of `MAILGLASS_TENANT`; None if that is not set, or a text without a dot."""
     return None if fixed_tenant() is not None else load_function("MAILGLASS_TENANT")
-
-
-def webhook_secrets() -> Any:
-    """Return the setting `MAILGLASS_WEBHOOK_SECRETS`, or None if it is not set."""
-    return getattr(settings, "MAILGLASS_WEBHOOK_SECRETS", None)
 
 
 def savepoint() -> AbstractContextManager[None]:

@@ -39,7 +39,7 @@ def on_pre_send(*, message: Any, **_kwargs: Any) -> None:
     """
     if not getattr(settings, "MAILGLASS_TENANT_REQUIRED", False):
         return
-    if getattr(settings, "MAILGLASS_TENANT", None) is None:
+    if not getattr(settings, "MAILGLASS_TENANT", None):
         raise ConfigurationError("the mail was not sent: MAILGLASS_TENANT_REQUIRED is set, and MAILGLASS_TENANT is not")
     try:
         _in_sync_thread(lambda: _find_tenant(message))

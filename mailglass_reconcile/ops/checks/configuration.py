@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError, docs_url
 from mailglass_reconcile.ops.checks.check import Finding, check, error, ok, warning
-from mailglass_reconcile.rules.humanize import find_closest, sanitize
-from mailglass_reconcile.settings import ENV_PREFIX, Settings
+from mailglass_reconcile.rules.humanize import sanitize
+from mailglass_reconcile.settings import ENV_PREFIX, VARIABLES, find_closest_variable
 
 OF_TESTS = f"{ENV_PREFIX}TEST_"
 
@@ -20,13 +20,12 @@ def settings() -> Iterator[Finding]:
     try:
         runtime.get_settings()
     except ConfigurationError as fault:
-        yield error(str(fault), "correct the variable that the message names")
+        yield error(str(fault), "correct the setting that the message names")
         return
-    setting_names = [ENV_PREFIX + name.upper() for name in Settings.model_fields]
     ours = [name for name in sorted(os.environ) if name.upper().startswith(ENV_PREFIX)]
-    unknown = [name for name in ours if name.upper() not in setting_names and not name.upper().startswith(OF_TESTS)]
+    unknown = [name for name in ours if name.upper() not in VARIABLES and not name.upper().startswith(OF_TESTS)]
     for name in unknown:
-        closest = find_closest(name, setting_names, cutoff=0.75)
+        closest = find_closest_variable(name)
         question = f"; did you mean {closest}?" if closest else ""
         step = (
             f"rename it to {closest}, or remove it"

@@ -216,15 +216,19 @@ print(len(OpenOrphan.objects.select_related("event__stored_delivery").filter(eve
 
 
 @pytest.mark.slow
-def test_tables_may_be_in_another_schema(empty_database_url, redis_url):
+@pytest.mark.parametrize("place", ["environment", "settings.py"])
+def test_tables_may_be_in_another_schema(empty_database_url, redis_url, place):
     """The name may have capitals; `makemigrations` proposes nothing there either."""
-    name = "Mail_Glass"
     with sa.create_engine(
         make_url(empty_database_url).set(drivername="postgresql+psycopg")
     ).begin() as setup_connection:
         setup_connection.exec_driver_sql('CREATE SCHEMA "Mail_Glass"')
-    environment = {**os.environ, "MAILGLASS_DATABASE_URL": empty_database_url, "MAILGLASS_DATABASE_SCHEMA": name}
-    result = processes.run(["-c", ELSEWHERE], environment)
+    environment, program = {**os.environ, "MAILGLASS_DATABASE_URL": empty_database_url}, ELSEWHERE
+    if place == "environment":
+        environment["MAILGLASS_DATABASE_SCHEMA"] = "Mail_Glass"
+    else:
+        program = program.replace("USE_TZ=True,", "USE_TZ=True, MAILGLASS_DATABASE_SCHEMA='Mail_Glass',")
+    result = processes.run(["-c", program], environment)
     assert (result.stdout, result.stderr) == ("0\n", "")
 
 
