@@ -343,7 +343,7 @@ def _readers() -> Any:
 
 
 def _search_ids(kind: str, term: str) -> list[UUID]:
-    ids: list[UUID] = _readers().search_ids(kind, term)
+    ids: list[UUID] = _readers().search_ids(kind, term, LIMIT)
     return ids
 
 

@@ -12,7 +12,6 @@ from django.utils.text import capfirst
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database
-from mailglass_reconcile.contrib.django.admin import LIMIT
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops import deliveries, explanation, search
 from mailglass_reconcile.record.erasure import erase
@@ -30,15 +29,15 @@ def reading() -> Iterator[Transaction]:
         yield tx
 
 
-def search_ids(kind: str, text: str) -> list[UUID]:
-    """Return the ids of the deliveries, or of the events, that match a search of the dashboard, at most `LIMIT`."""
+def search_ids(kind: str, text: str, limit: int) -> list[UUID]:
+    """Return the ids of the deliveries, or of the events, that match a search of the dashboard."""
     try:
         term = search.parse_term(text)
     except ValueError:
         return []
     runtime.load_imports(only_warn=True)
     with reading() as tx:
-        results = search.find_within(tx, term, limit=LIMIT)
+        results = search.find_within(tx, term, limit=limit)
     return [UUID(hit.id) for hit in results.hits if hit.kind == kind]
 
 
