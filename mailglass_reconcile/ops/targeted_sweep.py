@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import InvalidArgumentError, MailglassReconcileError
+from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops import deliveries, explanation, orphans
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.matching import spellings_of
@@ -28,11 +28,8 @@ class Target:
         provider: This provider's only, in any spelling.
         max_age_seconds: At most this many seconds old.
         min_age_seconds: At least this many.
-        event_id: This event only, of any age; excludes all others.
-        delivery_id: Only what names this delivery and matches no other, of any age; excludes a tenant.
-
-    Raises:
-        InvalidArgumentError: Two exclude each other.
+        event_id: This event only, of any age; nothing else is set then.
+        delivery_id: Only what names this delivery and matches no other, of any age; its tenant is the delivery's.
     """
 
     tenant_id: str | None = None
@@ -41,13 +38,6 @@ class Target:
     min_age_seconds: float | None = None
     event_id: UUID | None = None
     delivery_id: UUID | None = None
-
-    def __post_init__(self) -> None:
-        ages = self.max_age_seconds, self.min_age_seconds
-        if self.event_id is not None and (self.tenant_id, self.provider, *ages, self.delivery_id) != (None,) * 5:
-            raise InvalidArgumentError("a sweep of one event takes no tenant, provider, age or delivery")
-        if self.delivery_id is not None and self.tenant_id is not None:
-            raise InvalidArgumentError("a sweep of one delivery takes no tenant: it has the delivery's")
 
 
 def prepare(target: Target, limit: int | None = None, *, dry_run: bool = False) -> Sweep:
