@@ -8,6 +8,7 @@ keys and of the two that ON CONFLICT needs are compared.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.store import installed
@@ -27,6 +28,17 @@ OTHER_COLUMNS = "is not unique, or has other columns"
 DIFFERS = "differs from this version's: its comment does not have the digest that `migrate` stores there"
 UNFILLED = "is new, and the open orphans are not filled from the ledger yet"
 
+FAULTS = {
+    "missing": MISSING,
+    "something_else": SOMETHING_ELSE,
+    "invalid": "is invalid",
+    "disabled": "is disabled",
+    "other_columns": OTHER_COLUMNS,
+    "unfilled": UNFILLED,
+    "differs": DIFFERS,
+}
+"""What the statement finds, as predicates."""
+
 STAMPS = {
     "function": (
         "'mailglass-reconcile ' || md5({digest} || pg_get_functiondef({oid})"
@@ -41,7 +53,7 @@ _OBJECTS = r"""
 WITH wanted AS (
   SELECT w.*, n.oid AS namespace, l.oid AS on_table, l.relkind AS table_kind
     FROM unnest(CAST(:kinds AS text[]), CAST(:names AS text[]), CAST(:tables AS text[]), CAST(:digests AS text[]),
-                CAST(:columns AS text[])) AS w (kind, name, tab, digest, columns)
+                CAST(:columns AS text[])) WITH ORDINALITY AS w (kind, name, tab, digest, columns, place)
     JOIN pg_namespace AS n ON n.nspname = :schema
     LEFT JOIN pg_class AS l ON l.relname = w.tab AND l.relnamespace = n.oid AND l.relkind IN ('r', 'p')
 )
@@ -57,10 +69,9 @@ SELECT w.kind, w.name, f.oid IS NOT NULL AS is_there, f.kind AS found_kind, f.ow
                  AND EXISTS (SELECT FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
                               WHERE i.indrelid = w.on_table AND i.indisvalid
                                 AND c.relname IN ('mailglass_webhook_events_status_age_id_idx')) THEN NULL
-            WHEN f.oid IS NULL THEN 'is missing'
-            WHEN f.kind <> w.kind OR w.kind = 'index' AND f.on_table IS DISTINCT FROM w.on_table
-            THEN 'is something else with that name'
-            WHEN NOT f.works THEN CASE w.kind WHEN 'index' THEN 'is invalid' ELSE 'is disabled' END
+            WHEN f.oid IS NULL THEN 'missing'
+            WHEN f.kind <> w.kind OR w.kind = 'index' AND f.on_table IS DISTINCT FROM w.on_table THEN 'something_else'
+            WHEN NOT f.works THEN CASE w.kind WHEN 'index' THEN 'invalid' ELSE 'disabled' END
             WHEN w.kind = 'index' AND w.columns <> ''
                  -- The key of a partitioned table has the columns of its partitions, too.
                  AND NOT (w.table_kind = 'p' AND w.name LIKE '%\_pkey')
@@ -71,11 +82,9 @@ SELECT w.kind, w.name, f.oid IS NOT NULL AS is_there, f.kind AS found_kind, f.ow
                              FROM unnest(CAST(i.indkey AS int2[])) WITH ORDINALITY AS k (number, place)
                              JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.number
                             WHERE k.place <= i.indnkeyatts) = w.columns)
-            THEN 'is not unique, or has other columns'
-            WHEN f.comment = f.stamp || ' unfilled'
-            THEN 'is new, and the open orphans are not filled from the ledger yet'
-            WHEN w.kind IN ('function', 'trigger') AND f.comment IS DISTINCT FROM f.stamp
-            THEN 'differs from this version''s: its comment does not have the digest that `migrate` stores there'
+            THEN 'other_columns'
+            WHEN f.comment = f.stamp || ' unfilled' THEN 'unfilled'
+            WHEN w.kind IN ('function', 'trigger') AND f.comment IS DISTINCT FROM f.stamp THEN 'differs'
              END AS fault
   FROM wanted AS w
   LEFT JOIN LATERAL (
@@ -94,6 +103,7 @@ SELECT w.kind, w.name, f.oid IS NOT NULL AS is_there, f.kind AS found_kind, f.ow
                 obj_description(t.oid, 'pg_trigger'), {trigger_stamp}
            FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
           WHERE w.kind = 'trigger' AND t.tgrelid = w.on_table AND t.tgname = w.name) AS f ON true
+ ORDER BY w.place
 """.replace("{function_stamp}", STAMPS["function"].format(digest="w.digest", oid="p.oid")).replace(
     "{trigger_stamp}", STAMPS["trigger"].format(digest="w.digest", oid="t.oid")
 )
@@ -220,46 +230,26 @@ def compare(tx: Transaction, *, made_here: bool = False) -> Comparison:
     mailglass_tables = not made_here and installed.is_made_by_mailglass(tx)
     owned, functions = tx.find_owned(), tx.find_wrong_functions()
     version = tx.revision(owned)
-    steps = [step for step in script.steps() if _is_compared(step, mailglass_tables=mailglass_tables)]
-    table_names = [*revision.TABLES, *revision.MAILGLASS_TABLES, revision.VERSION_TABLE]
-    keys = {step.name: step.key_columns for step in steps if step.key_columns}
-    columns = {**revision.TABLES, **installed.CONFLICT_INDEXES, **keys}
-    wanted = {(step.kind, step.name): step for step in [*steps, *(SchemaStep("table", name) for name in table_names)]}
-    arrays = column_arrays(
-        ("kinds", "names", "tables", "digests", "columns"),
-        [(step.kind, step.name, step.table, step.digest, columns.get(step.name, "")) for step in wanted.values()],
-    )
+    steps = _expected_steps(mailglass_tables=mailglass_tables)
     strangers = owned.foreign if owned.has_ledger else []
     overloads = {function.oid: str(function) for function in functions if function.is_overloaded}
     differences, foreign, tables, owners, role = [], [*strangers, *overloads.values()], [], set(), ""
-    places = {key: place for place, key in enumerate(wanted)}
-    rows = tx.execute(_OBJECTS, {**arrays, "schema": tx.schema})
-    for row in sorted(rows, key=lambda row: places[row.kind, row.name]):
+    for row in tx.execute(_OBJECTS, {**_step_arrays(steps.values()), "schema": tx.schema}):
         if row.kind == "function" and row.oid in overloads:
             continue
-        step, role = wanted[row.kind, row.name], row.role
+        step, role = steps[row.kind, row.name], row.role
         is_mailglass = step.name in revision.MAILGLASS_TABLES or (mailglass_tables and step.only_on == script.MADE_HERE)
-        fault = row.fault or (f"lacks {', '.join(row.dropped_columns)}" if row.dropped_columns else None)
-        is_ignored = (
-            revision.is_newer(version)  # a newer version knows what must be there
-            # A revision will make it.
-            or (step.kind == "table" and fault != SOMETHING_ELSE and version != revision.VERSION)
-            # The table is missing, and `migrate` does not make it again.
-            or (step.kind == "index" and not row.has_table and (is_mailglass or version == revision.VERSION))
-            # Mailglass may give its key another name.
-            or (step.key_columns and is_mailglass and fault == MISSING)
-        )
-        if fault and not is_ignored:
-            is_on_empty = bool(row.is_empty) or not row.has_table
-            differences.append(Difference(step, fault, is_mailglass, is_on_empty, bool(row.is_partitioned)))
+        is_on_empty = bool(row.is_empty) or not row.has_table
+        difference = Difference(step, _describe_fault(row), is_mailglass, is_on_empty, bool(row.is_partitioned))
+        if difference.fault and not _is_ignored(difference, version, has_table=row.has_table):
+            differences.append(difference)
         if row.is_there and not is_mailglass:
             foreign += _describe_foreign(step, row)
             tables += [step.name] if step.name in revision.TABLES else []
             owners |= {row.owner} if step.kind != "index" else set()
     owner = owners.pop() if len(owners) == 1 else None
-    grave_first = sorted(differences, key=lambda difference: not difference.is_grave)
     return Comparison(
-        grave_first,
+        sorted(differences, key=lambda difference: not difference.is_grave),
         list(dict.fromkeys(foreign)),
         strangers,
         functions,
@@ -270,10 +260,43 @@ def compare(tx: Transaction, *, made_here: bool = False) -> Comparison:
     )
 
 
-def _is_compared(step: SchemaStep, *, mailglass_tables: bool) -> bool:
-    """Return True if a step is compared; of Mailglass's indexes, its keys and those that ON CONFLICT needs are."""
-    is_needed = bool(step.key_columns) or step.name in installed.CONFLICT_INDEXES
-    return not step.only_on or not mailglass_tables or is_needed
+def _expected_steps(*, mailglass_tables: bool) -> dict[tuple[str, str], SchemaStep]:
+    """Return the steps to compare, by kind and name; of Mailglass's indexes, keys and those that ON CONFLICT needs."""
+    steps = [
+        step
+        for step in script.steps()
+        if not (step.only_on and mailglass_tables) or step.key_columns or step.name in installed.CONFLICT_INDEXES
+    ]
+    table_names = [*revision.TABLES, *revision.MAILGLASS_TABLES, revision.VERSION_TABLE]
+    return {(step.kind, step.name): step for step in [*steps, *(SchemaStep("table", name) for name in table_names)]}
+
+
+def _step_arrays(steps: Iterable[SchemaStep]) -> dict[str, str]:
+    columns = {**revision.TABLES, **installed.CONFLICT_INDEXES}
+    return column_arrays(
+        ("kinds", "names", "tables", "digests", "columns"),
+        [(s.kind, s.name, s.table, s.digest, s.key_columns or columns.get(s.name, "")) for s in steps],
+    )
+
+
+def _describe_fault(row: Any) -> str:
+    if row.fault:
+        return FAULTS[row.fault]
+    return f"lacks {', '.join(row.dropped_columns)}" if row.dropped_columns else ""
+
+
+def _is_ignored(difference: Difference, version: str | None, *, has_table: bool) -> bool:
+    """Return True if a difference is expected on this revision, or in Mailglass's tables."""
+    step, fault = difference.step, difference.fault
+    return (
+        revision.is_newer(version)  # a newer version knows what must be there
+        # A revision will make it.
+        or (step.kind == "table" and fault != SOMETHING_ELSE and version != revision.VERSION)
+        # The table is missing, and `migrate` does not make it again.
+        or (step.kind == "index" and not has_table and (difference.is_mailglass or version == revision.VERSION))
+        # Mailglass may give its key another name.
+        or (bool(step.key_columns) and difference.is_mailglass and fault == MISSING)
+    )
 
 
 def _describe_foreign(step: SchemaStep, row: Any) -> list[str]:
@@ -281,6 +304,6 @@ def _describe_foreign(step: SchemaStep, row: Any) -> list[str]:
     column = revision.TABLES.get(step.name, "").partition(" ")[0]
     if column in (row.dropped_columns or ()):
         return [f"table {step.name} is not ours, because it lacks {column}"]
-    if row.owner == row.role or (step.kind == "index" and row.fault != SOMETHING_ELSE):
+    if row.owner == row.role or (step.kind == "index" and _describe_fault(row) != SOMETHING_ELSE):
         return []  # an index belongs to the owner of its table
     return [f"{row.found_kind} {step.name} belongs to role {row.owner}"]
