@@ -7,7 +7,6 @@ from functools import partial
 
 import jsonschema
 import pytest
-import sqlalchemy as sa
 
 import commands
 import mailglass_reconcile
@@ -21,6 +20,7 @@ from mailglass_reconcile.ops.targeted_sweep import Target
 from mailglass_reconcile.store.tables import runs
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.counters import SweepCounters
+from meter import before_statements
 from recording import event, record
 
 TIME = {"type": "string", "format": "date-time", "pattern": "Z$"}
@@ -143,13 +143,12 @@ def test_before_the_first_full_sweep_orphans_are_counted_by_the_path_that_their_
     insert(db, [], [orphan_row(postmark(f"m-{n}")) for n in range(100)])
     paths = []
 
-    def note(connection, cursor, statement, parameters, context, many):
+    def note(_connection, statement, parameters):
         if "of_window" in statement:
             paths.append(parameters["by_scans"])
 
-    sa.event.listen(db.engine, "before_cursor_execute", note)
-    assert load_status(db.database).eligible == 100
-    sa.event.remove(db.engine, "before_cursor_execute", note)
+    with before_statements(db.engine, note):
+        assert load_status(db.database).eligible == 100
     assert paths == [True]
 
 

@@ -35,7 +35,7 @@ from mailglass_reconcile import (
 )
 from mailglass_reconcile.record import after_commit
 from mailglass_reconcile.rules.log_throttle import LogThrottle
-from meter import round_trips, statements_in_background
+from meter import before_statements, round_trips, statements_in_background
 from recording import LEDGER, NOW, STORE_QUERIES, event, record
 from waiting import PATIENCE, settle, wait_until
 
@@ -320,18 +320,15 @@ def test_the_thread_asks_in_read_committed_whatever_the_default_is(db):
     """An application may set another isolation level for its engine or its database."""
     levels = []
 
-    def note(connection, _cursor, statement, *_arguments):
+    def note(connection, statement, _parameters):
         if threading.current_thread().name == "mailglass after commit" and "after_commit" in statement:
             levels.append(connection.connection.dbapi_connection.isolation_level)
 
-    sa.event.listen(sa.Engine, "before_cursor_execute", note)
-    try:
+    with before_statements(sa.Engine, note):
         with engine_of(db, isolation_level="SERIALIZABLE") as engine, Session(engine) as session:
             record(session, event("m-1"))
             session.commit()
         assert read_published_message_ids(db) == ["m-1", "m-1"]
-    finally:
-        sa.event.remove(sa.Engine, "before_cursor_execute", note)
     assert levels == [psycopg.IsolationLevel.READ_COMMITTED]
 
 
@@ -400,19 +397,17 @@ def busy_thread() -> Iterator[threading.Event]:
     """Block the background thread before it asks the database until the block ends; the event says that it waits."""
     is_asking, may_ask = threading.Event(), threading.Event()
 
-    def delay(_connection, _cursor, statement, *_arguments):
+    def delay(*_arguments):
         if threading.current_thread().name == "mailglass after commit" and not is_asking.is_set():
             is_asking.set()
             assert may_ask.wait(PATIENCE)
 
-    sa.event.listen(sa.Engine, "before_cursor_execute", delay)
-    try:
-        yield is_asking
-        assert is_asking.wait(PATIENCE)
-    finally:
-        may_ask.set()
-        settle()
-        sa.event.remove(sa.Engine, "before_cursor_execute", delay)
+    with before_statements(sa.Engine, delay):
+        try:
+            yield is_asking
+            assert is_asking.wait(PATIENCE)
+        finally:
+            may_ask.set()
 
 
 def test_calls_that_do_not_fit_are_dropped_counted_and_logged_once(db, monkeypatch, observed, caplog):

@@ -3,7 +3,6 @@
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
 
 import pytest
 import sqlalchemy as sa
@@ -14,7 +13,7 @@ from mailglass_reconcile import ConfigurationError, InvalidEventError, Sent, app
 from mailglass_reconcile.record.sends import validate_sends
 from mailglass_reconcile.rules.addresses import strip_display_name
 from meter import round_trips
-from recording import LEDGER, NOW, WAITING, event, record
+from recording import LEDGER, NOW, WAITING, event, record, record_together
 from waiting import PATIENCE, wait_until
 
 DELIVERIES = "SELECT recipient, provider, provider_message_id FROM mailglass_deliveries ORDER BY recipient"
@@ -431,26 +430,12 @@ def test_a_link_of_another_writer_later_in_the_transaction_of_a_send_closes_its_
     assert tx.value(OPEN) == 0
 
 
-def send_together(db, *sends):
-    """Record each send in a transaction of its own, all at once, and return the results."""
-    barrier = Barrier(len(sends))
-
-    def one_of(sent):
-        with db.engine.begin() as connection:
-            connection.exec_driver_sql("SELECT 1")
-            barrier.wait(timeout=PATIENCE)
-            return send(connection, *sent)
-
-    with ThreadPoolExecutor(len(sends)) as threads:
-        return list(threads.map(one_of, sends))
-
-
 @pytest.mark.slow
 def test_the_same_send_at_the_same_time_in_opposite_order_is_recorded_once(db):
     """In twenty rounds there is no deadlock, and both calls return the same deliveries."""
     for turn in range(20):
         rows = [make_sent(f"u{n}@example.com", f"{turn}-{n}") for n in range(10)]
-        first, second = send_together(db, rows, rows[::-1])
+        first, second = record_together(db, send, rows, rows[::-1])
         assert [delivery.delivery_id for delivery in first] == [delivery.delivery_id for delivery in second[::-1]]
     assert db.value(LEDGER) == len(db.rows(DELIVERIES)) == 200
 
@@ -460,7 +445,7 @@ def test_sends_that_share_ids_at_the_same_time_in_opposite_order_do_not_deadlock
     """In twenty rounds there is no deadlock, and one delivery of each id has the provider."""
     for turn in range(20):
         ids = [f"{turn}-{n}" for n in range(10)]
-        send_together(db, [make_sent(ADA, id_) for id_ in ids], [make_sent(BOB, id_) for id_ in reversed(ids)])
+        record_together(db, send, [make_sent(ADA, id_) for id_ in ids], [make_sent(BOB, id_) for id_ in reversed(ids)])
     rows = db.rows("SELECT count(*), count(provider) FROM mailglass_deliveries GROUP BY provider_message_id")
     assert set(rows) == {(2, 1)}
 

@@ -17,6 +17,7 @@ from mailglass_reconcile import (
     find_orphans,
     record_send,
 )
+from meter import before_statements
 from own_settings import OWN, settings_of, take
 from recording import LEDGER, NOW, event, record
 
@@ -146,12 +147,11 @@ def test_a_delivery_that_is_deleted_in_between_leaves_an_orphan(db):
     """Another session deletes it between the decision and the lock."""
     factories.delivery(db, "m-1")
 
-    def delete(_connection, _cursor, statement, *_arguments):
+    def delete(_connection, statement, _parameters):
         if "_append_v1" in statement:
             db.run("DELETE FROM mailglass_deliveries")
 
-    with db.engine.begin() as connection:
-        sa.event.listen(connection, "before_cursor_execute", delete)
+    with db.engine.begin() as connection, before_statements(connection, delete):
         (recorded,) = record(connection, event("m-1"))
     assert recorded.event_id is not None
     assert recorded.delivery_id is None

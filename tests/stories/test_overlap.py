@@ -18,7 +18,7 @@ import factories
 import mailglass_reconcile
 from handling import handle
 from mailglass_reconcile import Sent, Settings, broadcast, reconcile, record_send
-from meter import statements_in_background
+from meter import before_statements, statements_in_background
 from recording import NOW, event, record
 from waiting import PATIENCE, settle, wait_until
 
@@ -182,24 +182,19 @@ def test_calls_that_commit_while_the_thread_is_busy_are_asked_about_together(db)
     """A hundred calls cost two statements, the first call's and one for all others."""
     is_asked, may_answer = Event(), Event()
 
-    def delay(_connection, _cursor, statement, *_arguments):
+    def delay(_connection, statement, _parameters):
         if "after_commit" in statement and not is_asked.is_set():
             is_asked.set()
             assert may_answer.wait(PATIENCE)
 
-    sa.event.listen(sa.Engine, "before_cursor_execute", delay)
-    try:
-        with statements_in_background() as statements:
-            for number in range(100):
-                with Session(db.engine) as session:
-                    record(session, event(f"m-{number}", provider_event_id=str(number)))
-                    session.commit()
-                if not number:
-                    assert is_asked.wait(PATIENCE)
-            may_answer.set()
-            settle()
-    finally:
-        sa.event.remove(sa.Engine, "before_cursor_execute", delay)
+    with before_statements(sa.Engine, delay), statements_in_background() as statements:
+        for number in range(100):
+            with Session(db.engine) as session:
+                record(session, event(f"m-{number}", provider_event_id=str(number)))
+                session.commit()
+            if not number:
+                assert is_asked.wait(PATIENCE)
+        may_answer.set()
     assert len(statements) <= 2
 
 

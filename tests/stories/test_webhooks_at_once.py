@@ -2,7 +2,6 @@
 
 import datetime as dt
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
 
 import pytest
 import sqlalchemy as sa
@@ -10,24 +9,10 @@ import sqlalchemy as sa
 import factories
 from mailglass_reconcile.record.webhooks import idempotency_key
 from mailglass_reconcile.rules.event_types import PROVIDER_TYPES
-from recording import LEDGER, NOW, WAITING, event, record
+from recording import LEDGER, NOW, WAITING, event, record, record_together
 from waiting import PATIENCE, wait_until
 
 EARLIER = NOW - dt.timedelta(hours=1)
-
-
-def record_together(db, *webhooks):
-    """Record each webhook in a transaction of its own, all at once, and return the results."""
-    barrier = Barrier(len(webhooks))
-
-    def record_webhook(events):
-        with db.engine.begin() as connection:
-            connection.execute(sa.text("SELECT 1"))
-            barrier.wait(timeout=PATIENCE)
-            return record(connection, *events)
-
-    with ThreadPoolExecutor(len(webhooks)) as threads:
-        return list(threads.map(record_webhook, webhooks))
 
 
 @pytest.mark.slow
@@ -38,7 +23,7 @@ def test_webhooks_of_the_same_deliveries_in_opposite_order_do_not_deadlock(db):
     for turn in range(20):
         opened = [event(id_, "opened", provider_event_id=f"a-{turn}-{id_}") for id_ in ids]
         clicked = [event(id_, "clicked", provider_event_id=f"b-{turn}-{id_}") for id_ in reversed(ids)]
-        for outcome in record_together(db, opened, clicked):
+        for outcome in record_together(db, record, opened, clicked):
             assert all(delivery.delivery_id for delivery in outcome)
     assert db.value(LEDGER) == 20 * 2 * len(ids)
 
@@ -50,7 +35,7 @@ def test_a_retry_in_opposite_order_beside_the_first_does_not_deadlock(db):
     factories.insert(db, deliveries=[factories.delivery_row(id_) for id_ in ids[:10]])
     for turn in range(20):
         events = [event(id_, provider_event_id=f"{turn}-{id_}") for id_ in ids]
-        first, retry = record_together(db, events, events[::-1])
+        first, retry = record_together(db, record, events, events[::-1])
         assert all((a.event_id is None) != (b.event_id is None) for a, b in zip(first, retry[::-1], strict=True))
     assert db.value(LEDGER) == 20 * len(ids)
 
@@ -63,7 +48,7 @@ def test_events_are_inserted_in_the_order_of_their_keys(db):
     )
     with ThreadPoolExecutor(1) as threads, db.engine.begin() as holder:  # closed first, whatever fails
         record(holder, first)
-        waiting = threads.submit(record_together, db, [second, first])
+        waiting = threads.submit(record_together, db, record, [second, first])
         wait_until(lambda: db.value(WAITING) == 1)
         with db.engine.begin() as writer:
             writer.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
@@ -79,7 +64,7 @@ def test_deliveries_are_locked_in_the_order_of_their_ids(db):
     with ThreadPoolExecutor(1) as threads, db.engine.begin() as holder:  # closed first, whatever fails
         holder.execute(sa.text("SELECT FROM mailglass_deliveries WHERE id = :id FOR UPDATE"), {"id": rows[0]["id"]})
         events = [event(row["message_id"], provider_event_id=row["id"]) for row in reversed(rows)]
-        waiting = threads.submit(record_together, db, events)
+        waiting = threads.submit(record_together, db, record, events)
         wait_until(lambda: db.value(WAITING) == 1)
         free = "SELECT count(*) FROM (SELECT FROM mailglass_deliveries FOR UPDATE SKIP LOCKED) AS d"
         assert db.value(free) == 1
@@ -93,7 +78,7 @@ def test_an_event_is_compared_with_what_another_transaction_committed_meanwhile(
     with ThreadPoolExecutor(1) as threads, db.engine.connect() as holder:
         record(holder, event("m-1", "clicked", provider_event_id="new"))
         older = [event("m-1", "opened", provider_event_id=id_, occurred_at=EARLIER) for id_ in ("one", "two")]
-        waiting = threads.submit(record_together, db, older)
+        waiting = threads.submit(record_together, db, record, older)
         wait_until(lambda: db.value(WAITING) == 1)
         holder.commit()
         assert all(delivery.delivery_id for delivery in waiting.result(timeout=PATIENCE)[0])
@@ -105,7 +90,7 @@ def test_an_event_whose_delivery_is_deleted_meanwhile_is_kept_as_an_orphan(db):
     factories.delivery(db, "m-1")
     with ThreadPoolExecutor(1) as threads, db.engine.connect() as holder:
         holder.execute(sa.text("DELETE FROM mailglass_deliveries"))
-        waiting = threads.submit(record_together, db, [event("m-1")])
+        waiting = threads.submit(record_together, db, record, [event("m-1")])
         wait_until(lambda: db.value(WAITING) == 1)
         holder.commit()
         ((recorded,),) = waiting.result(timeout=PATIENCE)

@@ -20,20 +20,31 @@ from psycopg.pq import TransactionStatus
 from mailglass_reconcile.store.database import Transaction
 from waiting import settle
 
+Target = sa.Connection | sa.Engine | type[sa.Engine]
+
 
 @contextmanager
-def statements(target: sa.Connection | sa.Engine) -> Iterator[list[str]]:
+def before_statements(target: Target, action: Callable[[sa.Connection, str, Any], object]) -> Iterator[None]:
+    """Call *action* with connection, text and parameters before each statement of a target; `sa.Engine` is all."""
+
+    def listener(connection: sa.Connection, _cursor: Any, statement: str, parameters: Any, *_arguments: Any) -> None:
+        action(connection, statement, parameters)
+
+    sa.event.listen(target, "before_cursor_execute", listener)
+    try:
+        yield
+    finally:
+        if target is sa.Engine:
+            settle()  # SQLAlchemy does not remove a listener while the background thread runs it
+        sa.event.remove(target, "before_cursor_execute", listener)
+
+
+@contextmanager
+def statements(target: Target) -> Iterator[list[str]]:
     """Collect the statements of a connection or an engine."""
     sent: list[str] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, *_arguments: Any) -> None:
-        sent.append(statement)
-
-    sa.event.listen(target, "before_cursor_execute", note)
-    try:
+    with before_statements(target, lambda _connection, statement, _parameters: sent.append(statement)):
         yield sent
-    finally:
-        sa.event.remove(target, "before_cursor_execute", note)
 
 
 @contextmanager
@@ -41,16 +52,12 @@ def statements_in_background() -> Iterator[list[str]]:
     """Collect the statements of the background thread."""
     sent: list[str] = []
 
-    def note(_connection: Any, _cursor: Any, statement: str, *_arguments: Any) -> None:
+    def note(_connection: sa.Connection, statement: str, _parameters: Any) -> None:
         if threading.current_thread().name == "mailglass after commit":
             sent.append(statement)
 
-    sa.event.listen(sa.Engine, "before_cursor_execute", note)
-    try:
+    with before_statements(sa.Engine, note):
         yield sent
-    finally:
-        settle()  # SQLAlchemy does not remove a listener while it runs
-        sa.event.remove(sa.Engine, "before_cursor_execute", note)
 
 
 @contextmanager

@@ -1,9 +1,12 @@
 """Helpers of the tests of writers: a time, deliveries, events of a webhook, and published messages."""
 
 import datetime as dt
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import factories
 from mailglass_reconcile import WebhookEvent, record_webhook
+from waiting import PATIENCE
 
 NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 LEDGER = "SELECT count(*) FROM mailglass_events"
@@ -26,6 +29,20 @@ def event(message_id="m-1", type_="delivered", **more):
 def record(connection, *events, provider="postmark", **more):
     """Record a Postmark webhook of the factories' tenant."""
     return record_webhook(connection, **{"tenant_id": factories.TENANT, "provider": provider, "events": events, **more})
+
+
+def record_together(db, writer, *calls):
+    """Call *writer* with a connection and the values of each call, all at once, and return the results."""
+    barrier = Barrier(len(calls))
+
+    def record_call(values):
+        with db.engine.begin() as connection:
+            connection.exec_driver_sql("SELECT 1")
+            barrier.wait(timeout=PATIENCE)
+            return writer(connection, *values)
+
+    with ThreadPoolExecutor(len(calls)) as threads:
+        return list(threads.map(record_call, calls))
 
 
 def metadata(db):

@@ -23,7 +23,7 @@ from mailglass_reconcile.store.database import with_retries
 from mailglass_reconcile.store.queries.selection import make_part
 from mailglass_reconcile.sweep import recent, reconciler
 from mailglass_reconcile.sweep.reading import FEW, ChunkReader, match_at_once, match_slice
-from meter import Traffic
+from meter import Traffic, before_statements
 from roles import temporary_role
 from waiting import PATIENCE
 
@@ -148,16 +148,14 @@ def test_orphans_of_a_slice_are_read_chunk_by_chunk(db):
     ids = [row.id for row in db.rows("SELECT event_id::text AS id FROM mailglass_open_orphans")]
     read_at_once = []
 
-    def note(connection, cursor, statement, parameters, context, many):
+    def note(_connection, statement, parameters):
         if "mailglass_open_orphan_ids AS i" in statement:
             read_at_once.append(parameters["event_ids"].count(",") + 1)
 
-    sa.event.listen(db.engine, "before_cursor_execute", note)
-    with db.database.connect() as connected:
+    with before_statements(db.engine, note), db.database.connect() as connected:
         reader = ChunkReader(connected, lambda: 60_000, lambda: False)
         reader.size = 3
         matches = match_slice(reader, ids, with_retries, of_any_age=False).matches
-    sa.event.remove(db.engine, "before_cursor_execute", note)
     assert [match.orphan.event_id for match in matches] == ids
     assert read_at_once == [3, 7], "the second chunk has at least the least size"
 

@@ -7,7 +7,6 @@ import threading
 import time
 
 import pytest
-import sqlalchemy as sa
 
 import mailglass_reconcile
 import meter
@@ -178,10 +177,8 @@ def test_the_scrape_after_a_late_one_waits_for_the_same_read(db):
         database_answers.set()
         return late, await visitor.get_in_loop("/metrics")
 
-    sa.event.listen(db.engine, "before_cursor_execute", hang)
-    with meter.statements(db.engine) as sent:
+    with meter.before_statements(db.engine, hang), meter.statements(db.engine) as sent:
         answers = asyncio.run(ask())
-    sa.event.remove(db.engine, "before_cursor_execute", hang)
     assert [value(parse_samples(answer.content), "up") for answer in answers] == [0, 1]
     assert len(sent) == len(once)
 

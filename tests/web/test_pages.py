@@ -5,7 +5,6 @@ import html
 import re
 
 import pytest
-import sqlalchemy as sa
 from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -263,16 +262,16 @@ def test_a_statement_of_a_page_may_take_some_seconds_and_no_more(db, planted_row
     """Four statements of four minutes each would have blocked the dashboard for everybody."""
     timeouts = []
 
-    def note(connection, cursor, statement, parameters, *arguments):
+    def note(_connection, statement, _parameters):
         timeouts.extend(map(int, re.findall(r"set_config\('statement_timeout', '(\d+)'", statement)))
 
     visitor = Visitor(app(db))
-    sa.event.listen(db.engine, "before_cursor_execute", note)
-    for path in [*every_path(planted_rows), "/metrics", "/readyz"]:
-        timeouts.clear()
-        visitor.get(path)
-        assert timeouts, path
-        assert max(timeouts) <= 24_000, path
+    with meter.before_statements(db.engine, note):
+        for path in [*every_path(planted_rows), "/metrics", "/readyz"]:
+            timeouts.clear()
+            visitor.get(path)
+            assert timeouts, path
+            assert max(timeouts) <= 24_000, path
 
 
 @pytest.mark.parametrize("name", ["tenant", "provider", "message_id"])
