@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypeAlias, TypedDic
 from zoneinfo import ZoneInfo
 
 from mailglass_reconcile.errors import with_local_names
+from mailglass_reconcile.rules.handlers import types_with_handlers
 from mailglass_reconcile.rules.thresholds import SWEEP_INTERVAL_SECONDS
 from mailglass_reconcile.runtime import available
 
@@ -31,6 +32,8 @@ RECENT_EXPIRES_SECONDS = 60
 DISPATCH_EXPIRES_SECONDS = 60
 """The tasks have these expiries themselves, because a schedule stored in a database drops those of its entries."""
 DISPATCH_SECONDS = 10.0
+IDLE_DISPATCH_SECONDS = 60.0
+"""Interval while beat has no handler; a worker may have some."""
 
 
 def __getattr__(name: str) -> Any:
@@ -72,7 +75,8 @@ def make_beat_schedule(
         recent: Seconds between recent sweeps, above 0 and at most 60; by default there are none.
         fan_out: If more open events than this are eligible, they are divided into ranges of about this many, one task
             for each; by default never.
-        dispatch: When to run handlers; by default every ten seconds, and False for never.
+        dispatch: When to run handlers; by default every ten seconds, or once a minute if the process of beat has no
+            handler; False for never.
         queue: The queue of all entries; by default the app's routes decide.
 
     Raises:
@@ -114,7 +118,7 @@ def make_beat_schedule(
     if dispatch is not False:
         entries["mailglass-reconcile-dispatch"] = {
             "task": DISPATCH_TASK,
-            "schedule": DISPATCH_SECONDS if dispatch is None else dispatch,
+            "schedule": every_ten_seconds() if dispatch is None else dispatch,
             "options": {"expires": DISPATCH_EXPIRES_SECONDS, **route},
         }
     return entries
@@ -134,6 +138,22 @@ def daily_at_three_utc() -> BaseSchedule:
             return daily_at_three_utc, ()
 
     return InUTC(hour="3", minute="0")
+
+
+def every_ten_seconds() -> BaseSchedule:
+    """Return a schedule of ten seconds, and of a minute in a process without handlers, whose log it would fill."""
+    from celery.schedules import schedule  # noqa: PLC0415 - Celery may be missing
+
+    class IfHandled(schedule):
+        def is_due(self, last_run_at: dt.datetime) -> Any:
+            if types_with_handlers():
+                return super().is_due(last_run_at)
+            return schedule(IDLE_DISPATCH_SECONDS, nowfun=self.now).is_due(last_run_at)
+
+        def __reduce__(self) -> Any:  # beat pickles its entries
+            return every_ten_seconds, ()
+
+    return IfHandled(DISPATCH_SECONDS)
 
 
 @cache

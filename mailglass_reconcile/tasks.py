@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -303,30 +303,11 @@ def _stop_on_soft_limit(sweep: Sweep) -> Iterator[None]:
         logger.warning("the soft time limit ended a sweep; what was committed until then stays")
 
 
-class _IdleDispatches(logging.Filter):
-    """Drops Celery's INFO lines about `dispatch`, three every ten seconds, while this process has no handler.
-
-    A failure is logged, which is at INFO if the task expects it, such as wrong arguments.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Return True if the record is logged."""
-        arguments = record.args.values() if isinstance(record.args, Mapping) else record.args or ()
-        is_failure = isinstance(record.args, Mapping) and "exc" in record.args
-        is_dispatch = record.levelno == logging.INFO and DISPATCH_TASK in arguments
-        return is_failure or not is_dispatch or bool(handlers.types_with_handlers())
-
-
-_idle_dispatches = _IdleDispatches()
-
-
 @beat_init.connect
 @celeryd_after_setup.connect
-def _hide_idle_dispatches(**unused: Any) -> None:
+def _load_imports(**unused: Any) -> None:
     with suppress(MailglassReconcileError):  # the worker warns of it, below
         runtime.load_imports(only_warn=True)
-    for name in ("celery.beat", "celery.worker.strategy", "celery.app.trace"):
-        logging.getLogger(name).addFilter(_idle_dispatches)
 
 
 @worker_process_init.connect

@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from celery import Celery, _state
 from celery.beat import PersistentScheduler, Scheduler
 
 import processes
+from mailglass_reconcile.rules import handlers
 from mailglass_reconcile.schedule import PRUNE_TASK, SWEEP_TASK, make_beat_schedule
 
 pytestmark = pytest.mark.version_independent
@@ -77,3 +79,18 @@ def test_only_a_stored_schedule_runs_what_is_due_less_often_than_beat_restarts(k
     assert {task: sent.count(task) for task in ("own", SWEEP_TASK, PRUNE_TASK)} == {
         "own": own, SWEEP_TASK: 2, PRUNE_TASK: 1
     }  # fmt: skip
+
+
+def test_beat_dispatches_every_ten_seconds_if_it_has_a_handler_and_once_a_minute_if_not(monkeypatch):
+    """Celery logs three lines for each request; a worker may have handlers that beat does not know."""
+    monkeypatch.setattr(handlers, "_registered", {})
+    entry = pickle.loads(pickle.dumps(make_beat_schedule()["mailglass-reconcile-dispatch"]))  # noqa: S301 - as beat does
+    when, sent_at = entry["schedule"], dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+
+    def is_due(seconds: float) -> bool:
+        when.nowfun = lambda: sent_at + dt.timedelta(seconds=seconds)
+        return when.is_due(sent_at).is_due
+
+    assert [seconds for seconds in (5, 11, 59, 61) if is_due(seconds)] == [61]
+    handlers.on_event("bounced", name="suppress")(lambda connection, event: None)
+    assert [seconds for seconds in (5, 11, 59, 61) if is_due(seconds)] == [11, 59, 61]

@@ -138,7 +138,7 @@ def test_each_service_has_the_password_that_it_needs_and_no_other():
         assert sorted(files) == sorted(f"@/run/secrets/{secret}" for secret in secrets[name])
         assert set(environment.values()) <= {*files, SCHEMA, IMPORTS}
     importing = [name for name, service in services.items() if IMPORTS in service.get("environment", {}).values()]
-    assert importing == ["worker", "receive", "web"]
+    assert importing == ["worker", "beat", "receive", "web"]
 
 
 def test_the_head_of_the_file_makes_each_secret(tmp_path):

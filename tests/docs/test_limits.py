@@ -75,17 +75,21 @@ def test_the_waits_before_a_failed_job_runs_again_are_those_of_the_page():
 
 
 def test_the_entries_of_beat_run_and_expire_as_the_page_says():
-    """They run every five minutes, daily at 03:00 UTC, and every ten seconds; the queues are the bundled app's."""
+    """Their intervals and times; the queues are those of the bundled app."""
     entries = {entry["task"].rpartition(".")[2]: entry for entry in schedule.beat_schedule.values()}
     rows = re.findall(r"^\| `(\w+)`[^|]* \| [^|]* \| ([^|]*) \| ([^|]*) \|$", CELERY, re.M)
     assert {name: (when, expires) for name, when, expires in rows} == {
         "reconcile": ("every five minutes", "after five minutes"),
         "prune": ("daily at 03:00 UTC", "after an hour"),
-        "dispatch": ("every ten seconds", "after one minute"),
+        "dispatch": ("every ten seconds, or once a minute if beat's process imports no handler", "after one minute"),
         "reconcile_recent": ("never, unless you ask for it", "after its interval"),
     }
-    assert (thresholds.SWEEP_INTERVAL_SECONDS, schedule.DISPATCH_SECONDS) == (300, 10)
-    assert entries["dispatch"]["schedule"] == schedule.DISPATCH_SECONDS
+    assert (thresholds.SWEEP_INTERVAL_SECONDS, schedule.DISPATCH_SECONDS, schedule.IDLE_DISPATCH_SECONDS) == (
+        300,
+        10,
+        60,
+    )
+    assert entries["dispatch"]["schedule"].seconds == schedule.DISPATCH_SECONDS
     assert (schedule.DISPATCH_EXPIRES_SECONDS, schedule.PRUNE_EXPIRES_SECONDS) == (60, 3_600)
     queues = set(re.findall(r"`(mailglass_\w+)`", CELERY.partition("three durable queues")[2][:120]))
     assert queues == {queue.name for queue in celery.app.conf.task_queues}

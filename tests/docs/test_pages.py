@@ -31,7 +31,7 @@ READERS = {
     "providers.md": "engine to message domain ses brevo mailersend mailgun mailjet mailtrap"
     " mandrill postal postmark resend scaleway sendgrid sparkpost unisender_go azure smtp2go zeptomail",
     "fastapi.md": "answer to engine AsyncSession boto3 FastAPI status Annotated Body Any run_in_threadpool",
-    "celery.md": "app",
+    "celery.md": "app engine postmark",
     "tenants.md": "app",
     "upgrading.md": "context connection metadata",
 }

@@ -3,15 +3,15 @@
 import json
 import logging
 import re
+from types import SimpleNamespace
 
 import pytest
 from celery import Celery
-from celery.beat import Scheduler
-from celery.signals import beat_init
+from celery.signals import beat_init, celeryd_after_setup
 
-from installation import QUEUE, Site
+from installation import Site
 from mailglass_reconcile import tasks
-from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, SWEEP_TASK, make_beat_schedule
+from mailglass_reconcile.schedule import PRUNE_TASK, SWEEP_TASK
 from mailglass_reconcile.store.tables import runs
 from mailglass_reconcile.sweep import run_log
 from mailglass_reconcile.sweep.result import SweepResult
@@ -105,46 +105,18 @@ def test_at_info_a_sweep_that_did_something_is_one_readable_line_and_one_that_di
     assert re.search(r"swept all tenants: linked 2 of 2 open events in \d+ ms$", line)
 
 
-@pytest.mark.slow
-def test_dispatches_are_not_logged_while_there_is_no_handler(site):
-    """Beat requests one every ten seconds, and Celery wrote three lines for each."""
-    (site.log.parent / "suppressing.py").write_text(HANDLER)
-    path = f"{site.log.parent}:{site.environment['PYTHONPATH']}"
-    for environment, expected in (
-        ({}, []),
-        ({"MAILGLASS_IMPORTS": "suppressing", "PYTHONPATH": path}, ["received", "succeeded"]),
-    ):
-        site.log.write_text("")
-        with site.worker("-Q", f"{QUEUE},mailglass_handlers", **environment):
-            dispatched = site.client.send_task(DISPATCH_TASK, queue="mailglass_handlers", ignore_result=False)
-            site.result(dispatched.id)
-            site.result(site.send())
-            wait_until(lambda: lines_with(site, f"{SWEEP_TASK}["))
-        lines = lines_with(site, f"{DISPATCH_TASK}[")
-        assert [word for word in ("received", "succeeded") if any(word in line for line in lines)] == expected
+def test_a_worker_and_beat_leave_all_loggers_alone():
+    """Celery's loggers are the application's."""
+    loggers = [logging.getLogger(name) for name in ("", "celery.app.trace", *logging.root.manager.loggerDict)]
 
+    def state():
+        return [(logger.name, logger.level, list(logger.filters), list(logger.handlers)) for logger in loggers]
 
-HANDLER = """
-from mailglass_reconcile import on_event
-
-@on_event("bounced")
-def suppress(connection, event):
-    pass
-"""
-
-
-def test_beat_does_not_log_that_it_sends_a_dispatch_while_there_is_no_handler(caplog):
-    """It logs the other entries."""
-    app = Celery("shop", broker="memory://", set_as_current=False)
-    app.conf.beat_schedule = make_beat_schedule()
-    scheduler = Scheduler(app=app, lazy=True)
-    scheduler.setup_schedule()
-    beat_init.send(sender=None)
-    with caplog.at_level(logging.INFO, "celery.beat"):
-        for entry in scheduler.schedule.values():
-            scheduler.apply_entry(entry)
-    due = sorted(record.args[1] for record in caplog.records if "due task" in record.msg)
-    assert due == sorted([PRUNE_TASK, SWEEP_TASK])
+    before = state()
+    worker = SimpleNamespace(app=Celery("shop", broker="memory://", set_as_current=False))
+    for signal in (beat_init, celeryd_after_setup):
+        signal.send(sender=None, instance=worker)
+    assert state() == before
 
 
 @pytest.mark.slow
