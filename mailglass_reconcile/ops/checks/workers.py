@@ -155,8 +155,13 @@ class Cluster(ExitStack):
     def queues_of(self, task: str) -> list[str]:
         """Return the queues of a task: from its entries in the schedule, or from its route."""
         routes = [self.app.amqp.router.route(dict(options), task) for options in self._options(task) or [{}]]
-        queues = [route["queue"] for route in routes if route.get("queue") is not None]
-        return sorted({str(getattr(queue, "name", queue)) for queue in queues})
+        return sorted({queue for route in routes if (queue := _queue_name(route))})
+
+    def overridden_queue(self, task: str) -> str | None:
+        """Return the queue to which the app routes a task, if an entry of the schedule names another one."""
+        router = self.app.amqp.router
+        routed = _queue_name(router.expand_destination(router.lookup_route(task) or {}))
+        return routed if routed and self.queues_of(task) != [routed] else None
 
     def _options(self, task: str) -> list[Mapping[str, Any]]:
         """Return the options of each entry of the beat schedule that has a task."""
@@ -170,6 +175,12 @@ class Cluster(ExitStack):
                 return int(channel.queue_declare(queue=queue, passive=True).message_count)
         except Exception as fault:  # Redis keeps no empty queue
             return 0 if "NOT_FOUND" in str(fault) or getattr(fault, "code", None) == 404 else None
+
+
+def _queue_name(route: Mapping[str, Any]) -> str | None:
+    """Return the name of a route's queue, if it has one."""
+    queue = route.get("queue")
+    return None if queue is None else str(getattr(queue, "name", queue))
 
 
 @check("broker", needs="celery")
@@ -272,7 +283,10 @@ def _knows(cluster: Cluster, worker: str, task: str) -> bool:
 
 @check("schedule", needs="celery")
 def schedule(cluster: Cluster) -> Iterator[Finding]:
-    """This app's beat schedule has entries for sweeps and, if there are handlers, for their dispatch."""
+    """This app's beat schedule has entries for sweeps and, if there are handlers, for their dispatch.
+
+    They follow the app's routes.
+    """
     conf = cluster.app.conf
     scheduled = {entry.get("task") for entry in conf.beat_schedule.values()}
     required = {SWEEP_TASK: "sweeps", **({DISPATCH_TASK: "handlers"} if registry.types_with_handlers() else {})}
@@ -284,6 +298,14 @@ def schedule(cluster: Cluster) -> Iterator[Finding]:
             f"the beat schedule of the app {sanitize(cluster.app.main or '?')} has no entry for"
             f" {' and '.join(lacking)}",
             "add `beat_schedule` of mailglass_reconcile to it",
+        )
+    elif overridden := {task: queue for task in cluster.tasks() if (queue := cluster.overridden_queue(task))}:
+        scheduled_queues = sorted({queue for task in overridden for queue in cluster.queues_of(task)})
+        yield warning(
+            f"the beat schedule sends {' and '.join(overridden)} to the queue"
+            f" {' and '.join(map(sanitize, scheduled_queues))}, although the app routes them to"
+            f" {' and '.join(map(sanitize, sorted(set(overridden.values()))))}",
+            "leave `queue=` out of make_beat_schedule() to follow `task_routes`, or correct the routes",
         )
     else:
         yield ok(f"it has {' and '.join(required.values())}")

@@ -18,7 +18,7 @@ from database import Database
 from diagnosing import heal, report, worst_finding
 from factories import delivery, orphan, postmark
 from mailglass_reconcile.ops import checks
-from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
+from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, workers
 from mailglass_reconcile.ops.checks.workers import Cluster
 from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, SWEEP_TASK, make_beat_schedule
 from mailglass_reconcile.settings import Settings
@@ -386,3 +386,23 @@ def test_a_task_is_expected_in_the_queue_that_its_schedule_names() -> None:
         assert {task: cluster.queues_of(task) for task in cluster.tasks()} == {
             task: ["mail"] for task in (SWEEP_TASK, PRUNE_TASK, DISPATCH_TASK)
         }
+
+
+@pytest.mark.parametrize(
+    ("routes", "is_overridden"),
+    [
+        ({}, False),
+        ({"mailglass_reconcile.tasks.*": "mail"}, False),
+        ({"mailglass_reconcile.tasks.*": {"queue": "sweeps"}, "shop.*": "shop"}, True),
+    ],
+)
+def test_a_queue_of_the_schedule_that_overrides_the_routes_of_the_app_is_a_warning(routes, is_overridden) -> None:
+    """A worker that consumes the queue of the routes would never get the scheduled tasks."""
+    app = Celery("adopter", broker="memory://", set_as_current=False)
+    app.conf.update(task_routes=routes, beat_schedule=make_beat_schedule(queue="mail", dispatch=False))
+    with Cluster(app) as cluster:
+        findings = list(workers.schedule.run(cluster))
+    assert [finding.status for finding in findings] == [WARNING if is_overridden else OK]
+    if is_overridden:
+        assert f"{SWEEP_TASK} and {PRUNE_TASK} to the queue mail" in findings[0].message
+        assert "sweeps" in findings[0].message
