@@ -1,4 +1,4 @@
-"""A shop that sends through Brevo and receives its webhooks, with Flask. Its README says how to run it."""
+"""A shop that sends through Postmark and receives its webhooks, with Flask. Its README says how to run it."""
 
 import os
 import uuid
@@ -17,15 +17,16 @@ app.config["MAX_CONTENT_LENGTH"] = 5 * 1024 * 1024  # a larger body is answered 
 
 @app.post("/messages")
 def send() -> tuple[dict[str, str], int]:
-    """Send a message, and record it under the `messageId` that Brevo returns; this one is made up."""
-    sent = Sent(recipient=request.get_json()["to"], message_id=f"<{uuid.uuid4()}@smtp-relay.mailin.fr>")
+    """Send one message, and record it under the `MessageID` that Postmark returns; this one is made up."""
+    message_id = str(uuid.uuid4())
+    sent = [Sent(recipient=address, message_id=message_id) for address in request.get_json()]
     with engine.begin() as connection:
-        recorded = record_send(connection, provider="brevo", sent=[sent])
+        recorded = record_send(connection, provider="postmark", sent=sent)
     broadcast(recorded)
-    return {"message_id": str(sent.message_id)}, 202
+    return {"message_id": message_id}, 202
 
 
-@app.post("/webhooks/<any(brevo):provider>")  # each provider that has a secret; Flask answers 404 to others
+@app.post("/webhooks/<any(postmark):provider>")  # each provider that has a secret; Flask answers 404 to others
 def webhook(provider: str) -> tuple[str, int, Mapping[str, str]]:
     """Verify and record a webhook, or ask the provider to send it again if that may help."""
     body = request.get_data()

@@ -49,7 +49,7 @@ def console(name: str) -> list[pages.Block]:
     return [block for block in result if block.language == "console" and not block.not_run]
 
 
-STORIES = {"README.md", "celery.md", "fastapi.md", "django.md", "with-mailglass.md"}
+STORIES = {"README.md", "amazon-ses.md", "celery.md", "fastapi.md", "django.md", "with-mailglass.md"}
 PAGES = [page.name for page in pages.PAGES if page.name not in STORIES and console(page.name)]
 
 

@@ -30,7 +30,7 @@ READERS = {
     "record-and-receive.md": "app engine provider body headers postmark address when webhook_id message_id",
     "providers.md": "engine to message domain ses brevo mailersend mailgun mailjet mailtrap"
     " mandrill postal postmark resend scaleway sendgrid sparkpost unisender_go azure smtp2go zeptomail",
-    "fastapi.md": "answer to engine AsyncSession boto3 FastAPI status Annotated Body Any run_in_threadpool",
+    "fastapi.md": "answer to engine AsyncSession",
     "celery.md": "app engine postmark",
     "tenants.md": "app",
     "upgrading.md": "context connection metadata",

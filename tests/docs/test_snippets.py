@@ -29,10 +29,7 @@ ELSEWHERE = {
     ("README.md", "console"): "test_stories.py",
     ("README.md", "python"): "test_stories.py",
     ("celery.md", "console"): "test_stories.py",
-    (
-        "fastapi.md",
-        "python",
-    ): "test_stories.py; those for async code and SES stand in the examples (test_pages.py, test_ses_example.py)",
+    ("fastapi.md", "python"): "test_stories.py; the one for async code stands in an example (test_pages.py)",
     ("live-updates.md", "python"): "test_live_updates.py",
     ("order-status.md", "python"): "test_order_status.py",
     ("order-status.md", "sql"): "test_order_status.py",

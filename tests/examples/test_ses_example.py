@@ -150,8 +150,3 @@ def test_the_consumer_leaves_a_message_in_the_queue_that_it_cannot_record(monkey
     with pytest.raises(sa.exc.OperationalError):
         module.consume("https://sqs.eu-central-1.amazonaws.com/123456789012/mail")
     assert deleted == []
-
-
-def test_the_code_of_the_page_is_that_of_the_application():
-    (block,) = [block for block in readme.blocks_of("ses") if block.language == "python"]
-    assert set(block.text.splitlines()) <= set((readme.EXAMPLES / "ses" / "shop.py").read_text().splitlines())

@@ -18,7 +18,7 @@ from waiting import PATIENCE
 
 SHELL = re.compile(r"[|;&<>$]")
 EXAMPLES = Path(__file__).parents[2] / "examples"
-CHAPTERS = {"ses": ("fastapi.md", "Amazon SES")}
+CHAPTERS = {"ses": ("amazon-ses.md", "Amazon SES")}
 """Examples whose commands stand on a page."""
 FILES = tempfile.TemporaryDirectory()
 """Of the files that a README's commands make, until this process ends."""
