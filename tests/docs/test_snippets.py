@@ -256,6 +256,7 @@ assert engine.connect().scalar(text("SELECT count(*) FROM mailglass_open_orphans
     ),
     "celery.md": Frame(
         f"""{ENGINE}
+TWICE, TRIES = {record_refusal.TWICE!r}, {record_refusal.TRIES!r}
 class postmark:
     sent = []
 
@@ -263,14 +264,14 @@ class postmark:
         postmark.sent.append(f"m-{{len(postmark.sent)}}")
         return {{"MessageID": postmark.sent[-1]}}
 """,
-        f"""
+        """
 with engine.begin() as connection:
-    for statement in {record_refusal.TWICE!r}:
+    for statement in TWICE:
         connection.execute(text(statement))
 app.conf.task_always_eager = True
 send_receipt.delay("ada@example.com")
 with engine.connect() as connection:
-    assert connection.scalar(text({record_refusal.TRIES!r})) == 3
+    assert connection.scalar(text(TRIES)) == 3
     recorded = connection.scalars(text("SELECT provider_message_id FROM mailglass_deliveries")).all()
 assert postmark.sent == recorded == ["m-0"]
 """  # noqa: S608 - a constant
