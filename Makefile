@@ -1,15 +1,18 @@
 # Each target makes the environment that it needs: Python 3.11 or later is enough. Lint, types, documentation and other
-# versions are sessions of noxfile.py.
+# versions are sessions of noxfile.py. Everything is installed in the versions of constraints.txt; CONSTRAINTS=/dev/null
+# takes the newest ones.
 # `make test PYTHON=python3.13 VENV=.venv-3.13` uses another interpreter, in another environment.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+export CONSTRAINTS ?= constraints.txt
+INSTALL = $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
 
 CHECK = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed, and $(PYTHON) is " + sys.version.split()[0] + ": try make PYTHON=python3.13")'
 
-.PHONY: demo test test-all nightly faults soak broken mutation bench rabbitmq freeze release clean
+.PHONY: demo test test-all nightly faults soak broken mutation bench rabbitmq constraints freeze release clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/mailglass-reconcile demo
@@ -51,6 +54,10 @@ bench: $(VENV)/test.stamp
 rabbitmq: $(VENV)/test.stamp
 	$(BIN)/python tests/support/rabbitmq.py $(BIN)/python -m pytest tests/stories/test_celery.py $(ARGS)
 
+# Adds to constraints.txt what pyproject.toml needs; ARGS=--upgrade raises every version.
+constraints: $(VENV)/nox.stamp
+	@$(BIN)/nox --session constraints -- $(ARGS)
+
 # Freezes the schema and dates the changelog for a release, in a clean checkout; commit what it changes.
 freeze: $(VENV)/test.stamp
 	@$(BIN)/python .ci/freeze.py '$(VERSION)'
@@ -62,29 +69,28 @@ release: $(VENV)/release.stamp
 clean:
 	rm -rf $(VENV)
 
-# An existing environment is used, because readers of the README make `.venv` themselves. `--group` needs pip 25.1 or
-# later, which it may lack.
-$(VENV)/venv.stamp:
+# An existing environment is used, because readers of the README make `.venv` themselves.
+$(VENV)/venv.stamp: $(CONSTRAINTS)
 	@[ -x $(BIN)/pip ] || { $(CHECK) && echo "Making $(VENV); this takes about a minute, and only the first time." && $(PYTHON) -m venv $(VENV); }
-	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(INSTALL) --upgrade pip
 	@touch $@
 
 $(VENV)/demo.stamp: $(VENV)/venv.stamp pyproject.toml
-	@$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	@$(INSTALL) --build-constraint $(CONSTRAINTS) --editable '.[demo]'
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/venv.stamp pyproject.toml
-	@$(BIN)/python -m pip install --quiet --editable . --group test
+	@$(INSTALL) --build-constraint $(CONSTRAINTS) --editable . --group test
 	@touch $@
 
 $(VENV)/nox.stamp: $(VENV)/venv.stamp
-	@$(BIN)/python -m pip install --quiet 'nox[uv]'
+	@$(INSTALL) --group environments
 	@touch $@
 
 $(VENV)/release.stamp: $(VENV)/test.stamp
-	@$(BIN)/python -m pip install --quiet --group release
+	@$(INSTALL) --group release
 	@touch $@
 
-$(VENV)/mutation.stamp: $(VENV)/venv.stamp pyproject.toml
-	@$(BIN)/python -m pip install --quiet --editable . --group test --group mutation
+$(VENV)/mutation.stamp: $(VENV)/test.stamp
+	@$(INSTALL) --group mutation
 	@touch $@

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sysconfig
 import venv
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ def environment(tmp_path) -> Path:
     (folder / "bin" / "pip").touch(0o755)
     (site / "readers_own.py").touch()
     shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "constraints.txt").write_text(f"pip=={version('pip')}\n")
     return folder
 
 

@@ -56,8 +56,9 @@ def test_the_source_distribution_has_what_a_contributor_needs(tmp_path):
     with tarfile.open(build(tmp_path, "sdist")) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     needed = {
-        "Makefile", "noxfile.py", "mkdocs.yml", "CONTRIBUTING.md", ".ci/run", ".ci/release.py", "hatch_build.py",
-        "alembic/README.md", "docs/reference.py", "bench/__main__.py", "tests/conftest.py", "tests/faults/breaks.txt",
+        "Makefile", "constraints.txt", "noxfile.py", "mkdocs.yml", "CONTRIBUTING.md", ".ci/run", ".ci/release.py",
+        "hatch_build.py", "alembic/README.md", "docs/reference.py", "bench/__main__.py", "tests/conftest.py",
+        "tests/faults/breaks.txt",
     }  # fmt: skip
     assert needed <= names
     assert not [name for name in names if name.startswith((".venv", ".git/"))]
