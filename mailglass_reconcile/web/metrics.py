@@ -51,7 +51,7 @@ def report_down(reason: object) -> bytes:
 
 def families(snapshot: MetricsSnapshot | None) -> Iterator[Metric]:
     """Yield each metric; without a snapshot only `up`."""
-    up = "0 if the database is down, slow (over 2 s) or not migrated; then there is no other metric"
+    up = "1 if the database can be read; 0 if it is down, slow (over 2 s) or not migrated, then without other metrics"
     yield GaugeMetricFamily(PREFIX + "up", up, float(snapshot is not None))
     if snapshot is not None:
         yield from _history(snapshot)
@@ -77,22 +77,23 @@ def _history(snapshot: MetricsSnapshot) -> Iterator[Metric]:
         unchecked += counts["linked_unchecked"]
         messages["published"] += counts["published"]
         messages["failed"] += counts["publish_failed"]
-    help_ = "Sweeps, prunes and dispatches, by kind and by how they ended"
+    help_ = "Sweeps, prunes and dispatches of handlers that have ended, by `kind` and `status`"
     yield make_counter("runs", help_, ("kind", "status"), runs.items())
     seconds = {kind: duration_ms / 1000 for kind, duration_ms in milliseconds.items()}
-    yield make_counter("run_seconds", "How long they took", ("kind",), samples_by_label(seconds))
-    help_ = "Events by the result of a sweep; one that stays open is counted by each sweep"
+    help_ = "Seconds that sweeps, prunes and dispatches of handlers have taken, by `kind`"
+    yield make_counter("run_seconds", help_, ("kind",), samples_by_label(seconds))
+    help_ = "Webhook events checked by sweeps, by `outcome`; an event that stays open is counted by each sweep"
     yield make_counter("orphans", help_, ("outcome",), samples_by_label(orphans))
-    help_ = "Those that were linked by the message id alone, because their recipient could not be read"
+    help_ = "Webhook events linked by their message id alone, because their recipient could not be read"
     yield make_counter("linked_unchecked", help_, (), [((), unchecked)])
     help_ = (
-        "Events that expired, `found` if a delivery has one of their ids, `none` otherwise, such as for mail of other"
-        " software"
+        "Webhook events that expired without a link, by `delivery`: `found` if a delivery has one of their ids, else"
+        " `none`, such as for mail of other software"
     )
     yield make_counter("expired_orphans", help_, ("delivery",), samples_by_label(expired))
-    help_ = "Broadcasts, `published` or `failed`: those of sweeps, and at a receiver those of its process"
+    help_ = "Broadcasts of sweeps, by `outcome`: `published`, or `failed` if Redis did not take them"
     yield make_counter("messages", help_, ("outcome",), samples_by_label(messages))
-    help_ = "When a run last ended well; 0 if no full sweep ever has"
+    help_ = "Unix time in seconds when a run last ended well, by `kind`; 0 for `full` if no full sweep ever has"
     last_success = snapshot.history.last_success
     success = {"full": 0.0, **{kind: _epoch(time) for kind, time in last_success.items()}}
     yield make_gauge("last_success_timestamp_seconds", help_, ("kind",), samples_by_label(success))
@@ -101,33 +102,36 @@ def _history(snapshot: MetricsSnapshot) -> Iterator[Metric]:
 def _backlog(snapshot: MetricsSnapshot) -> Iterator[Metric]:
     history = snapshot.history
     states = {**dict.fromkeys(("unmatched", *REASONS), 0), **count_by_state(history.groups or [])}
-    help_ = "Open events past their grace period, as of the last full sweep"
+    help_ = "Webhook events without a link past their grace period, as of the last full sweep, by `state`"
     yield make_gauge("open_orphans", help_, ("state",), samples_by_label(states))
-    help_ = "When that was"
+    help_ = f"Unix time in seconds when a full sweep last counted {PREFIX}open_orphans; NaN if none ever has"
     counted_at = None if history.counted_at is None else _epoch(history.counted_at)
     yield _single("open_orphans_counted_timestamp_seconds", help_, counted_at)
-    help_ = "Open events that arrived after those; at most 100,000 are counted"
+    help_ = "Webhook events without a link that arrived after the last full sweep; at most 100,000 are counted"
     yield _single("newer_orphans", help_, snapshot.newer.orphans)
     help_ = (
-        "Since when an event is open that could have been linked: its delivery exists, or nothing has checked it since"
-        " its grace period; NaN if there is none"
+        "Unix time in seconds since when the oldest open event could have been linked: its delivery exists, or no sweep"
+        " has checked it since its grace period; NaN without such an event"
     )
     linkable_since = _epoch(history.now) - snapshot.lag_seconds if snapshot.lag_seconds else None
     yield _single("linkable_since_timestamp_seconds", help_, linkable_since)
 
 
 def _surroundings(snapshot: MetricsSnapshot) -> Iterator[Metric]:
-    help_ = "The findings of the doctor's fast checks: `error` or `warning`"
+    help_ = "Problems found by the doctor's fast checks, by `check` and `status`: `error` or `warning`"
     names = [check.name for check in checks.CHECKS if check.is_fast]
     findings = dict.fromkeys(((name, status) for name in names for status in LEVELS), 0)
     for finding in snapshot.findings:
         findings[finding.check, finding.status] += 1
     yield make_gauge("findings", help_, ("check", "status"), findings.items())
-    yield _single("triggers_present", "1 if the triggers on the ledger exist and are enabled", snapshot.triggers)
+    help_ = "1 if the triggers on mailglass_events that store open events exist and are enabled, else 0"
+    yield _single("triggers_present", help_, snapshot.triggers)
     jobs = {"waiting": snapshot.outbox.waiting, "failing": snapshot.outbox.failing, "dead": snapshot.outbox.dead}
-    help_ = "Jobs of handlers (one for each handler and event): `waiting`, `failing` (three times or more), `dead`"
+    help_ = (
+        "Jobs, one for each handler and event, by `state`: `waiting`, `failing` (for the third time or more), `dead`"
+    )
     yield make_gauge("handler_jobs", help_, ("state",), samples_by_label(jobs))
-    help_ = "Seconds since the first waiting job was due"
+    help_ = "Seconds for which the oldest waiting job of a handler has been due; 0 without one"
     yield _single("handler_overdue_seconds", help_, max(0.0, snapshot.outbox.overdue_seconds))
 
 

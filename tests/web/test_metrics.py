@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import re
 import socket
 import threading
 import time
@@ -15,6 +16,8 @@ from browsing import TOKEN, Visitor, app
 from factories import delivery_row, insert, insert_pairs, orphan_row, postmark
 from handling import failing, make_due
 from mailglass_reconcile import Settings, dispatch, exposition, prune, reconcile
+from mailglass_reconcile.ops.metrics import collect
+from mailglass_reconcile.receiver import metrics as receiver_metrics
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.tables import handler_jobs
@@ -22,6 +25,17 @@ from mailglass_reconcile.web import create_app, metrics
 from mailglass_reconcile.web.app import application
 from scraping import delivery_of, parse_samples, scrape, value
 from waiting import PATIENCE
+
+
+def test_a_metrics_browser_shows_what_each_metric_counts_with_its_unit_and_labels(db):
+    """It shows a HELP text alone, without those of other metrics."""
+    for family in [*metrics.families(collect(db.database)), *receiver_metrics.families()]:
+        help_ = family.documentation
+        assert not re.match("(how|when|since|that|those|these|they|it|its)\\b", help_, re.I), family.name
+        assert {label for label in family._labelnames if f"`{label}`" not in help_} == set(), family.name
+        assert ("seconds" in family.name) <= ("in seconds" in help_ or "Seconds" in help_), family.name
+        if "timestamp" in family.name:
+            assert help_.startswith("Unix time"), family.name
 
 
 def test_a_sweep_is_seen_in_the_next_scrape(db):
