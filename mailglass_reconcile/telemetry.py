@@ -26,15 +26,15 @@ SCHEMA_URL = "https://opentelemetry.io/schemas/1.30.0"
 
 SPAN_ATTRIBUTES = frozenset(
     {
-        "tenant_id",
-        "scanned_count",
-        "linked_count",
-        "remaining_orphan_count",
-        "status",
-        "kind",
-        "handled_count",
-        "failed_count",
-        "dead_count",
+        "mailglass.tenant_id",
+        "mailglass.scanned_count",
+        "mailglass.linked_count",
+        "mailglass.remaining_orphan_count",
+        "mailglass.status",
+        "mailglass.kind",
+        "mailglass.handled_count",
+        "mailglass.failed_count",
+        "mailglass.dead_count",
         "error.type",
     }
 )
@@ -143,10 +143,13 @@ def span(name: str, start_time: int | None = None) -> Iterator[Span]:
 
 
 def set_attributes(current: Span, attributes: Mapping[str, Value], error: str | None = None) -> None:
-    """Set a span's attributes that are allowed and not None; with *error*, the name of a class, mark it as failed."""
+    """Set a span's attributes, named without their namespace, that are allowed and not None.
+
+    With *error*, the name of a class, mark the span as failed.
+    """
     if not current.is_recording():
         return
-    values = {**attributes, "error.type": error}
+    values = {**{f"mailglass.{name}": value for name, value in attributes.items()}, "error.type": error}
     current.set_attributes(
         {name: value for name, value in values.items() if name in SPAN_ATTRIBUTES and value is not None}
     )

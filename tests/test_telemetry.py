@@ -19,17 +19,17 @@ UNREACHABLE_DATABASE = Settings(database_url="postgresql://ada:CanaryDbPassword@
 
 
 def test_a_sweep_is_a_span_with_its_counts(db, observed):
-    """The attributes are those of the original, whatever the tenant."""
+    """Its attributes have a namespace, so that no other instrumentation's have their names."""
     insert(db, [delivery_row("m-1")], [orphan_row(postmark(id_)) for id_ in ("m-1", "m-2", "m-3")])
     reconcile("acme")
     (span,) = [span for span in observed.spans() if span.name == "mailglass_reconcile.sweep"]
     assert dict(span.attributes) == {
-        "tenant_id": "acme",
-        "scanned_count": 3,
-        "linked_count": 1,
-        "remaining_orphan_count": 2,
-        "status": "ok",
-        "kind": "full",
+        "mailglass.tenant_id": "acme",
+        "mailglass.scanned_count": 3,
+        "mailglass.linked_count": 1,
+        "mailglass.remaining_orphan_count": 2,
+        "mailglass.status": "ok",
+        "mailglass.kind": "full",
     }
     assert span.instrumentation_scope.version == mailglass_reconcile.__version__
     assert span.status.status_code == StatusCode.UNSET
@@ -75,7 +75,7 @@ def test_an_attribute_that_is_not_on_the_list_is_not_set(observed, values_):
         telemetry.set_attributes(span, {**values_, "status": "ok"})
     telemetry.count_orphans({"ada@example.com": 1, "published": 1})
     telemetry.count_messages({"linked": 1, "failed": 1})
-    assert observed.span_attributes() == [{"status": "ok"}]
+    assert observed.span_attributes() == [{"mailglass.status": "ok"}]
     assert observed.counts("orphans") == {}
     assert observed.counts("messages") == {"failed": 1}
 
@@ -89,7 +89,7 @@ def test_an_idle_recent_sweep_reports_nothing(db, observed, caplog):
     insert_pairs(db, ["m-1"], age_seconds=0)
     reconcile_recent()
     (span,) = observed.spans()
-    assert (span.attributes["kind"], span.attributes["linked_count"]) == ("recent", 1)
+    assert (span.attributes["mailglass.kind"], span.attributes["mailglass.linked_count"]) == ("recent", 1)
     assert span.end_time - span.start_time > 1_000_000
     assert [r.message[:25] for r in caplog.records if r.name.startswith("mailglass")] == ["swept all tenants: linked"]
 
@@ -112,10 +112,10 @@ def test_a_sweep_that_cannot_start_is_a_failed_span_with_the_class_of_its_error(
         mailglass_reconcile.configure()
     (span,) = observed.spans()
     assert dict(span.attributes) == {
-        "scanned_count": 0,
-        "linked_count": 0,
-        "status": "failed",
-        "kind": "full",
+        "mailglass.scanned_count": 0,
+        "mailglass.linked_count": 0,
+        "mailglass.status": "failed",
+        "mailglass.kind": "full",
         "error.type": "DatabaseUnavailableError",
     }
     assert (span.status.status_code, span.status.description, span.events) == (StatusCode.ERROR, None, ())
@@ -132,7 +132,7 @@ def test_an_aborted_sweep_is_a_failed_span_and_one_line_in_the_log(db, observed,
         assert reconcile().status == "failed"
     finally:
         db.run("DROP FUNCTION refuse CASCADE")
-    assert [(span["status"], span["error.type"]) for span in observed.span_attributes()] == [
+    assert [(span["mailglass.status"], span["error.type"]) for span in observed.span_attributes()] == [
         ("failed", "DatabaseUnavailableError")
     ]
     lines = [r.message for r in caplog.records if "sweep failed" in r.message or "swept" in r.message]
@@ -148,7 +148,11 @@ def test_a_dispatch_is_a_span_with_its_counts(handler_db, observed):
     reconcile()
     dispatch()
     (span,) = [span for span in observed.spans() if span.name == "mailglass_reconcile.dispatch"]
-    assert dict(span.attributes) == {"handled_count": 1, "failed_count": 1, "dead_count": 0}
+    assert dict(span.attributes) == {
+        "mailglass.handled_count": 1,
+        "mailglass.failed_count": 1,
+        "mailglass.dead_count": 0,
+    }
     assert "ada@example.com" not in observed.text()
 
 

@@ -133,10 +133,12 @@ def test_every_kind_and_origin_of_a_run_is_on_the_page():
 
 
 def test_the_attributes_of_spans_are_those_of_the_page():
-    """All others are dropped."""
+    """All others are dropped; a sweep of each kind has a span."""
     text = PAGES["monitoring.md"].partition("### Spans")[2].partition("### Instruments")[0]
     table = text.partition("A sweep or dispatch that failed")[0]
-    documented = set(re.findall(r"`([\w.]+)`", table)) - {"ok", "partial", "failed", "full", "range", "recent"}
+    kinds = {*runs.KINDS} - {"prune", "dispatch"}
+    assert set(re.findall(r"`(\w+)`", table)) == {"ok", "partial", "failed", *kinds}
+    documented = set(re.findall(r"`(\w+\.[\w.]+)`", table))
     assert documented - {"mailglass_reconcile.sweep", "mailglass_reconcile.dispatch"} == telemetry.SPAN_ATTRIBUTES
 
 
