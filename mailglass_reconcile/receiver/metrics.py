@@ -19,9 +19,9 @@ def scrape() -> bytes:
 def families() -> Iterator[Metric]:
     """Yield each metric."""
     help_ = (
-        "POST requests to this receiver, by `provider` (`unknown` for any other name) and `result`: `received` "
-        "(answered with 200), `refused` (wrong signature, a body that cannot be read, 404 without a secret), `failed` (the"
-        " provider was asked to send it again)"
+        "POST requests to this receiver, by `provider` (`unknown` for any other name) and `result`: `received`"
+        " (answered with 200), `refused` (wrong signature, a body that cannot be read, 404 without a secret), `failed`"
+        " (the provider was asked to send it again)"
     )
     results = sorted(telemetry.counts_of_providers("webhooks").items())
     yield exposition.make_counter("webhooks", help_, ("provider", "result"), results)
