@@ -274,7 +274,7 @@ with engine.connect() as connection:
     assert connection.scalar(text(TRIES)) == 3
     recorded = connection.scalars(text("SELECT provider_message_id FROM mailglass_deliveries")).all()
 assert postmark.sent == recorded == ["m-0"]
-"""  # noqa: S608 - a constant
+"""
         "from mailglass_reconcile import runtime\nassert runtime.get_redis() is client\n"
         "assert set(app.conf.beat_schedule) >= {'mailglass-reconcile', 'mailglass-reconcile-prune'}\n"
         "assert len(app.conf.beat_schedule) == 3\n"
