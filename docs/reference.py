@@ -228,9 +228,28 @@ def blocks() -> dict[str, str]:
         "checks of the doctor": doctors_own_checks(),
         "states": states(),
         **{name: reports(registry.get_provider(name)) for name in registry.PROVIDERS},
+        "layers": layers(),
         "measured answers": measured_answers(),
         "measured costs": measured_costs(),
     }
+
+
+def layers() -> str:
+    """Return the layers of import-linter's contracts as a picture: those of the package, then of its folders."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    contracts = [contract for contract in project["tool"]["importlinter"]["contracts"] if contract["type"] == "layers"]
+    lines = []
+    for contract in contracts:
+        (container,) = contract["containers"]
+        rows = [re.sub(r"[()]", "", layer).replace(":", "·") for layer in contract["layers"]]
+        if container == PACKAGE:
+            lines += rows
+            continue
+        folder = container.removeprefix(f"{PACKAGE}.").replace(".", "/")
+        lines += textwrap.wrap(
+            f"{folder}: {'  >  '.join(rows)}", 120, initial_indent="    ", subsequent_indent="        "
+        )
+    return "```text\n" + "\n".join(lines) + "\n```\n"
 
 
 def two_columns(first: str, second: str, rows: Mapping[str, str]) -> str:
