@@ -87,5 +87,5 @@ def include_object(item: Any, name: str | None, type_: str, reflected: bool, com
     if not reflected or compare_to is not None:
         return bool(item.info != READ_ONLY)
     if type_ == "table":
-        return name not in OUR_OBJECTS | revision.MAILGLASS_TABLES
+        return name not in OUR_OBJECTS | revision.MAILGLASS_TABLES.keys()
     return name not in OUR_OBJECTS and getattr(getattr(item, "table", None), "name", None) not in OUR_OBJECTS

@@ -21,6 +21,7 @@ from mailglass_reconcile.store.tables import deliveries
 
 MIGRATE = "run `mailglass-reconcile migrate`"
 RESTORE = "restore it from a backup; or, with Mailglass, run its own migrations"
+UNDO = "undo the migration that renamed or dropped this, or restore the table from a backup"
 
 MISSING = "is missing"
 SOMETHING_ELSE = "is something else with that name"
@@ -175,7 +176,7 @@ class Difference(NamedTuple):
         if self.fault == SOMETHING_ELSE:
             return f"drop or rename it, then {MIGRATE}"
         if self.step.kind == "table":
-            return RESTORE if self.is_mailglass else revision.MAKE_AGAIN
+            return revision.MAKE_AGAIN if not self.is_mailglass else RESTORE if self.fault == MISSING else UNDO
         if self._is_other_key:
             return (
                 f"ALTER TABLE {tx.name_of(self.step.table)} DROP CONSTRAINT {self.step.name},"
@@ -272,7 +273,7 @@ def _expected_steps(*, mailglass_tables: bool) -> dict[tuple[str, str], SchemaSt
 
 
 def _step_arrays(steps: Iterable[SchemaStep]) -> dict[str, str]:
-    columns = {**revision.TABLES, **installed.CONFLICT_INDEXES}
+    columns = {**revision.TABLES, **revision.MAILGLASS_TABLES, **installed.CONFLICT_INDEXES}
     return column_arrays(
         ("kinds", "names", "tables", "digests", "columns"),
         [(s.kind, s.name, s.table, s.digest, s.key_columns or columns.get(s.name, "")) for s in steps],

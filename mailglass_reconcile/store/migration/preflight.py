@@ -57,7 +57,7 @@ def require_usable_schema(tx: Transaction) -> bool:
     tables = set(tx.execute(_FOUND_TABLES, parameters).scalars())
     if "mailglass_events" not in tables:
         _require_no_other_ledger(tx, schemas)
-    missing = sorted(revision.MAILGLASS_TABLES - tables)
+    missing = sorted(revision.MAILGLASS_TABLES.keys() - tables)
     if tables and missing:
         raise SchemaOutdatedError(
             f"nothing was changed: schema {tx.schema} lacks table {', '.join(missing)}. Run Mailglass's own migrations"

@@ -34,8 +34,19 @@ TABLES = {
 }
 """The tables that the revisions make, with their columns; the first one tells ours from another table of the name."""
 
-MAILGLASS_TABLES = frozenset({"mailglass_events", "mailglass_deliveries", "mailglass_webhook_events"})
-"""The tables that `migrate` makes if Mailglass has not; an application without Mailglass has no models of them."""
+MAILGLASS_TABLES = {
+    "mailglass_events": (
+        "id tenant_id delivery_id type occurred_at idempotency_key reject_reason normalized_payload metadata"
+        " needs_reconciliation inserted_at"
+    ),
+    "mailglass_deliveries": (
+        "id tenant_id mailable stream recipient recipient_domain provider provider_message_id last_event_type"
+        " last_event_at terminal dispatched_at delivered_at bounced_at complained_at suppressed_at metadata"
+        " lock_version inserted_at updated_at"
+    ),
+    "mailglass_webhook_events": "id tenant_id provider provider_event_id status raw_payload inserted_at updated_at",
+}
+"""The tables that `migrate` makes if Mailglass has not, with the columns that our statements use."""
 
 MAKE_AGAIN = (
     "restore it from a backup, or run `mailglass-reconcile migrate --remove`, then `mailglass-reconcile migrate`, then"
