@@ -1,4 +1,4 @@
-"""Our revision 0001o; and the models, which Django does not make, so their keys are all that it has to know of them."""
+"""Our revision 0001p; and the models, which Django does not make, so their keys are all that it has to know of them."""
 
 from django.db import migrations, models
 
@@ -14,7 +14,7 @@ class Migration(migrations.Migration):
     initial = True
     dependencies = ()
     operations = (
-        migration_operations.Migrate("0001o"),
+        migration_operations.Migrate("0001p"),
         migrations.CreateModel(
             "Delivery",
             [("id", models.UUIDField(primary_key=True, serialize=False))],

@@ -3,11 +3,12 @@
 from mailglass_reconcile.store.migration.operations import execute, is_new_ledger
 from mailglass_reconcile.store.schema import script
 
-revision = "0001o"
+revision = "0001p"
 down_revision = None
 
 # As Mailglass's own migrations make them, but for the space in each page of deliveries: an event's update stays there,
-# because no index has a column that it changes (HOT). With 60, two thirds of the deliveries that one transaction links.
+# because no index has a column that it changes (HOT). With 50, there is room for a new version of every row of a page,
+# which one transaction may link.
 MAILGLASS_TABLES = """
 CREATE TABLE {schema}.mailglass_deliveries (
   id                  uuid PRIMARY KEY,
@@ -33,7 +34,7 @@ CREATE TABLE {schema}.mailglass_deliveries (
   last_error          jsonb,
   inserted_at         timestamp NOT NULL,
   updated_at          timestamp NOT NULL
-) WITH (fillfactor = 60);
+) WITH (fillfactor = 50);
 
 CREATE TABLE {schema}.mailglass_events (
   id                   uuid PRIMARY KEY,
