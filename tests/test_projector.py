@@ -14,8 +14,7 @@ import oracle
 from mailglass_reconcile.rules import event_types
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database
-from mailglass_reconcile.store.tables.ledger import ClaimedEvent
-from projecting import apply_projection
+from projecting import Report, apply_projection
 
 pytestmark = pytest.mark.version_independent
 
@@ -52,11 +51,7 @@ def project(connection: sa.Connection, *batches: list[tuple[str, object, datetim
     with rolled_back(connection) as tx:
         factories.insert(connection, deliveries=[row])
         for batch in batches:
-            reports = [
-                ClaimedEvent(None, factories.new_id(), row["id"], "acme", kind, str(at), str(arrival))
-                for kind, at, arrival in batch
-            ]
-            apply_projection(tx, reports)
+            apply_projection(tx, [Report(row["id"], kind, str(at), str(arrival)) for kind, at, arrival in batch])
         return connection.execute(
             sa.text(
                 f"SELECT {COLUMNS}, lock_version, updated_at = now()::timestamp AS touched"  # noqa: S608 - our own names
@@ -108,12 +103,10 @@ def test_several_deliveries_in_one_statement_do_not_mix(connection):
     with rolled_back(connection) as tx:
         factories.insert(connection, deliveries=rows)
         kinds = ("delivered", "bounced", "opened")
-        arrival = str(NOON)
-        pairs = zip(rows, kinds, strict=True)
-        events = [
-            ClaimedEvent(None, factories.new_id(), row["id"], "acme", kind, arrival, arrival) for row, kind in pairs
-        ]
-        changed = apply_projection(tx, events)
+        noon = str(NOON)
+        changed = apply_projection(
+            tx, [Report(row["id"], kind, noon, noon) for row, kind in zip(rows, kinds, strict=True)]
+        )
         result = connection.execute(
             sa.text("SELECT last_event_type FROM mailglass_deliveries ORDER BY provider_message_id")
         )

@@ -1,25 +1,33 @@
 -- How orphans are linked.
 
 -- step: function mailglass_reconcile_close_v1
--- Closes open orphans that have their `reconciled` event. It has its owner's rights, so that a role which may link needs
--- no DELETE; it closes nothing else. A statement after the claim: its snapshot has the ids that another session stored
--- until then.
-CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_close_v1(event_ids uuid[])
-RETURNS void LANGUAGE plpgsql SECURITY DEFINER
+-- Closes open orphans, and returns those that it has closed: what the caller has linked, and of the others what another
+-- session has. It has its owner's rights, so that a role which may link needs no DELETE. Its snapshot is newer than that
+-- of the claim: it has the events and the ids that other sessions stored until then.
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_close_v1(event_ids uuid[], are_linked boolean[])
+RETURNS uuid[] LANGUAGE plpgsql SECURITY DEFINER
 {our_settings} AS $$
+#variable_conflict use_column
+DECLARE
+  closed_ids uuid[];
 BEGIN
   WITH closed AS (
     DELETE FROM {schema}.mailglass_open_orphans AS o
-     WHERE o.event_id = ANY (event_ids)
-       AND EXISTS (SELECT FROM {schema}.mailglass_reconcile_link_of_v1(o.event_id, o.tenant_id) OFFSET 0)
+     USING unnest(event_ids, are_linked) AS c (event_id, is_linked)
+     WHERE o.event_id = c.event_id
+       AND (c.is_linked
+            OR EXISTS (SELECT FROM {schema}.mailglass_reconcile_link_of_v1(o.event_id, o.tenant_id) OFFSET 0))
     RETURNING o.event_id, o.ids
+  ), removed AS (
+    DELETE FROM {schema}.mailglass_open_orphan_ids
+     WHERE event_id = ANY (ARRAY(SELECT c.event_id FROM closed AS c WHERE c.ids > 0))
   )
-  DELETE FROM {schema}.mailglass_open_orphan_ids
-   WHERE event_id = ANY (ARRAY(SELECT c.event_id FROM closed AS c WHERE c.ids > 0));
+  SELECT array_agg(c.event_id) INTO closed_ids FROM closed AS c;
+  RETURN closed_ids;
 END;
 $$;
 
-REVOKE ALL ON FUNCTION {schema}.mailglass_reconcile_close_v1(uuid[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION {schema}.mailglass_reconcile_close_v1(uuid[], boolean[]) FROM PUBLIC;
 
 -- step: function mailglass_reconcile_link_v1
 -- Links orphans, given with their deliveries, the ids of the events to append and more metadata for these: claims,
@@ -30,16 +38,14 @@ REVOKE ALL ON FUNCTION {schema}.mailglass_reconcile_close_v1(uuid[]) FROM PUBLIC
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_link_v1(
   reconciled_ids text, orphan_ids text, owner_ids text, extra_metadata text)
 RETURNS TABLE (reconciled_id text, event_id text, delivery_id text, tenant_id text, type text, occurred_at text,
-               arrived_at text, lag_seconds float8, checked boolean, handled boolean, closed boolean)
+               lag_seconds float8, checked boolean, handled boolean, closed boolean)
 LANGUAGE plpgsql
 {our_settings} AS $$
 #variable_conflict use_column
-DECLARE
-  claimed_ids uuid[] := '{}';
 BEGIN
   -- The ledger's trigger closes row by row, for other writers.
   PERFORM set_config('mailglass_reconcile.closes_orphans', 'on', true);
-  FOR reconciled_id, event_id, delivery_id, tenant_id, type, occurred_at, arrived_at, lag_seconds, checked, handled IN
+  RETURN QUERY
   -- Orphans that no other session has locked, with the delivery locked in id order.
   WITH claimed AS MATERIALIZED (
     SELECT m.id, o.event_id, d.id AS delivery_id, e.tenant_id, o.arrived_at, left(e.type, 512) AS type, e.occurred_at,
@@ -79,23 +85,17 @@ BEGIN
     SELECT {schema}.mailglass_reconcile_project_v1(array_agg(delivery_id), array_agg(type), array_agg(occurred_at),
                                                    array_agg(arrived_at)) AS changed
       FROM reached
+  ), closing AS MATERIALIZED (
+    SELECT {schema}.mailglass_reconcile_close_v1(array_agg(event_id),
+                                                 array_agg(id IN (SELECT id FROM appended))) AS closed_ids
+      FROM claimed
   ), {enqueued}
   -- Seconds are subtracted, not times: an arrival may be infinite.
   SELECT CASE WHEN id IN (SELECT id FROM appended) THEN id::text END, event_id::text, delivery_id::text, tenant_id,
-         type, to_json(occurred_at) #>> '{}', arrived_at::text,
-         (extract(epoch FROM now()::timestamp) - extract(epoch FROM arrived_at))::float8,
-         metadata -> 'recipient_checked' IS NULL, handled
-    FROM claimed CROSS JOIN projected
-  LOOP
-    closed := reconciled_id IS NOT NULL;
-    IF NOT closed THEN
-      -- A statement of its own, whose snapshot has the event that another session has committed meanwhile.
-      closed := EXISTS (SELECT FROM {schema}.mailglass_reconcile_link_of_v1(CAST(event_id AS uuid), tenant_id));
-    END IF;
-    claimed_ids := claimed_ids || CAST(mailglass_reconcile_link_v1.event_id AS uuid);
-    RETURN NEXT;
-  END LOOP;
-  PERFORM {schema}.mailglass_reconcile_close_v1(claimed_ids);
+         type, to_json(occurred_at) #>> '{}', date_part('epoch', now()::timestamp) - date_part('epoch', arrived_at),
+         metadata -> 'recipient_checked' IS NULL, handled,
+         (event_id IN (SELECT unnest(closed_ids) FROM closing)) IS TRUE
+    FROM claimed CROSS JOIN projected CROSS JOIN closing;
   PERFORM set_config('mailglass_reconcile.closes_orphans', 'off', true);
 END;
 $$;

@@ -31,10 +31,8 @@ from mailglass_reconcile import (
     record_send,
 )
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
-from mailglass_reconcile.store.tables import ledger
-from mailglass_reconcile.store.tables.ledger import ClaimedEvent
 from own_settings import OWN, settings_of, take
-from projecting import apply_projection
+from projecting import Report, apply_projection
 from recording import LEDGER, NAMELESS, NOW, event, record
 from waiting import PATIENCE, settle, wait_until
 
@@ -81,9 +79,8 @@ def test_every_writer_and_reader_works(db, driver):
         assert late[-1].delivery_id == to_bob.delivery_id
         assert append(connection, tenant_id=HARD, type="sent", occurred_at=NOW, metadata={HARD: HARD}) is not None
         with use_caller_transaction(connection, db.settings) as tx:
-            ids = (str(late[-1].event_id), str(to_ada.delivery_id), factories.TENANT)
-            linked_event = ClaimedEvent(None, *ids, "clicked", "2026-04-01", ledger.NOW)
-            assert (apply_projection(tx, [linked_event]), apply_projection(tx, [linked_event])) == (1, 0)
+            report = Report(str(to_ada.delivery_id), "clicked", "2026-04-01")
+            assert (apply_projection(tx, [report]), apply_projection(tx, [report])) == (1, 0)
 
     driver.run(work)
     deliveries = db.rows("SELECT recipient, last_event_type, metadata FROM mailglass_deliveries ORDER BY recipient")

@@ -158,7 +158,7 @@ def test_a_role_without_privileges_closes_nothing(db, acting):
     """The function deletes with its owner's privileges."""
     settings = acting("mailglass_writer")
     with Database(engines.create_engine(settings), settings).writing() as tx, pytest.raises(sa.exc.ProgrammingError):
-        tx.execute("SELECT {schema}.mailglass_reconcile_close_v1('{}')")
+        tx.execute("SELECT {schema}.mailglass_reconcile_close_v1('{}', '{}')")
 
 
 @pytest.mark.guard

@@ -1,9 +1,9 @@
 """The schema's projection, which linking and appending call."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from mailglass_reconcile.store.database import Transaction, column_arrays
-from mailglass_reconcile.store.tables.ledger import ClaimedEvent
 
 _PROJECT = """
 SELECT {schema}.mailglass_reconcile_project_v1(CAST(:delivery_ids AS uuid[]), CAST(:types AS text[]),
@@ -11,9 +11,18 @@ SELECT {schema}.mailglass_reconcile_project_v1(CAST(:delivery_ids AS uuid[]), CA
 """
 
 
-def apply_projection(tx: Transaction, events: Sequence[ClaimedEvent]) -> int:
-    """Project *events* onto their deliveries, and return the number of rows changed."""
-    if not events:
+class Report(NamedTuple):
+    """What is reported of a delivery; times as Postgres reads them."""
+
+    delivery_id: str
+    type: str
+    occurred_at: str
+    arrived_at: str = "now"
+
+
+def apply_projection(tx: Transaction, reports: Sequence[Report]) -> int:
+    """Project *reports* onto their deliveries, and return the number of rows changed."""
+    if not reports:
         return 0
-    rows = [(event.delivery_id, event.type, event.occurred_at, event.arrived_at) for event in events]
-    return int(tx.execute(_PROJECT, column_arrays(("delivery_ids", "types", "times", "arrivals"), rows)).scalar_one())
+    arrays = column_arrays(("delivery_ids", "types", "times", "arrivals"), reports)
+    return int(tx.execute(_PROJECT, arrays).scalar_one())

@@ -26,13 +26,13 @@ from mailglass_reconcile.store.queries.orphan_lists import ListFilter
 from mailglass_reconcile.store.queries.selection import OrphanFilter, Window
 from mailglass_reconcile.store.tables import deliveries, handler_jobs, ledger, open_orphans, sends, stored_keys
 from mailglass_reconcile.store.tables.deliveries import Question
-from mailglass_reconcile.store.tables.ledger import ClaimedEvent, Entry
+from mailglass_reconcile.store.tables.ledger import Entry
 from mailglass_reconcile.store.tables.open_orphans import Cursor
 from mailglass_reconcile.store.tables.sends import Campaign, NewDelivery
 from mailglass_reconcile.store.tables.stored_keys import StoredKeys
 from marking import nightly_unless
 from meter import Plan, plan_of
-from projecting import apply_projection
+from projecting import Report, apply_projection
 
 pytestmark = pytest.mark.long
 
@@ -537,8 +537,8 @@ def test_a_link_is_claimed_and_appended_by_primary_keys(tx, pairs):
 def test_a_projection_reads_each_delivery_by_its_primary_key(tx, pairs):
     """It is read once to decide and once to write."""
     at = "2026-01-02T03:04:05"
-    linked = [ClaimedEvent(None, event, delivery, "acme", "delivered", at, at) for event, delivery in pairs]
-    plan = probing(tx, lambda: apply_projection(tx, linked))
+    reports = [Report(delivery, "delivered", at, at) for _, delivery in pairs]
+    plan = probing(tx, lambda: apply_projection(tx, reports))
     assert plan.indexes == {"mailglass_deliveries_pkey"}
     assert plan.read <= 2 * SIZE
 

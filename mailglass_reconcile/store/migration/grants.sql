@@ -69,8 +69,8 @@ GRANT SELECT,
    ON mailglass_open_orphans TO mailglass_recorder;
 -- store their candidate ids
 GRANT SELECT, INSERT ON mailglass_open_orphan_ids TO mailglass_recorder;
--- close orphans that have their `reconciled` event
-GRANT EXECUTE ON FUNCTION mailglass_reconcile_close_v1(uuid[]) TO mailglass_recorder;
+-- close orphans that it has linked
+GRANT EXECUTE ON FUNCTION mailglass_reconcile_close_v1(uuid[], boolean[]) TO mailglass_recorder;
 -- enqueue jobs of handlers
 GRANT INSERT (event_id, handler, delivery_id, type, next_at, inserted_at)
    ON mailglass_handler_outbox TO mailglass_recorder;
@@ -113,8 +113,8 @@ GRANT SELECT,
    ON mailglass_open_orphans TO mailglass_sweeper;
 -- replace their candidate ids
 GRANT SELECT, INSERT, DELETE ON mailglass_open_orphan_ids TO mailglass_sweeper;
--- close orphans that have their `reconciled` event
-GRANT EXECUTE ON FUNCTION mailglass_reconcile_close_v1(uuid[]) TO mailglass_sweeper;
+-- close orphans that it has linked
+GRANT EXECUTE ON FUNCTION mailglass_reconcile_close_v1(uuid[], boolean[]) TO mailglass_sweeper;
 -- keep an expired orphan from retention while it is linked
 GRANT EXECUTE ON FUNCTION mailglass_reconcile_hold_expired_v1() TO mailglass_sweeper;
 -- prune raw webhooks; UPDATE (id) only locks rows

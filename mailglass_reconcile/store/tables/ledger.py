@@ -72,7 +72,7 @@ NOW = "now"
 
 
 class ClaimedEvent(NamedTuple):
-    """An event and its delivery, from the claim to projection, outbox and broadcast; times as Postgres writes them.
+    """An event and its delivery, from the claim to the broadcast; the time as Postgres writes it.
 
     `reconciled_id` is the `reconciled` event that was appended; None for an event that its writer attached at once, or
     for one that was claimed but whose key the ledger held already. An orphan arrived `lag_seconds` ago. `checked` is
@@ -86,7 +86,6 @@ class ClaimedEvent(NamedTuple):
     tenant_id: str
     type: str
     occurred_at: str
-    arrived_at: str
     lag_seconds: float = 0.0
     checked: bool = True
     handled: bool = False
@@ -159,7 +158,7 @@ def _as_json(entry: Entry, stored: StoredKeys) -> dict[str, Any]:
 def _to_claimed_event(entry: Entry, delivery_id: str | None) -> ClaimedEvent | None:
     if delivery_id is None:
         return None
-    return ClaimedEvent(None, entry.id, delivery_id, entry.tenant_id, entry.type, entry.occurred_at, NOW)
+    return ClaimedEvent(None, entry.id, delivery_id, entry.tenant_id, entry.type, entry.occurred_at)
 
 
 def append_event(tx: Transaction, entry: Entry) -> bool:

@@ -167,7 +167,7 @@ def test_an_overload_of_a_function_of_ours_is_not_taken_for_it(db, admin):
     db.run("CREATE FUNCTION mailglass_reconcile_close_v1(text) RETURNS int LANGUAGE sql AS 'SELECT 1'")
     db.run("REVOKE ALL ON FUNCTION mailglass_reconcile_close_v1(text) FROM PUBLIC")
     with temporary_role(admin, "", db) as role:
-        db.run(f"GRANT EXECUTE ON FUNCTION mailglass_reconcile_close_v1(uuid[]) TO {role}")
+        db.run(f"GRANT EXECUTE ON FUNCTION mailglass_reconcile_close_v1(uuid[], boolean[]) TO {role}")
         with Database(db.engine, db.settings).reading_catalog() as tx:
             oid = tx.execute("SELECT oid FROM pg_roles WHERE rolname = :role", {"role": role}).scalar_one()
             compared = privileges.ComparedRole(oid, role, "mailglass_recorder", role, is_current=False)
