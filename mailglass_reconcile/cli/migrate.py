@@ -33,8 +33,6 @@ def migrate(plan: bool, check: bool, grants: bool, remove: bool, tables: bool, y
         raise click.UsageError("--plan, --check, --grants and --remove exclude each other")
     if (yes or tables) and not remove:
         raise click.UsageError(f"--{'tables' if tables else 'yes'} can only be used with --remove")
-    if remove and not yes:
-        require_terminal("pass --yes")
     from mailglass_reconcile.store.migration import runner  # noqa: PLC0415 - takes a fifth of a command's start
 
     if grants:
@@ -52,6 +50,7 @@ def migrate(plan: bool, check: bool, grants: bool, remove: bool, tables: bool, y
         for line in runner.describe_removal(engine, settings, tables=tables):
             click.echo(line)
         if not yes:
+            require_terminal("nothing was removed; pass --yes to remove it")
             question = (
                 "drop deliveries and events with every row?"
                 if tables

@@ -135,7 +135,8 @@ CASES = [
             "no terminal to confirm on: pass --yes, or --dry-run to see what would be linked"),
     misused(f"link {NOBODY} {NOBODY} --reason ''", "...reason..."),
     misused("erase canary@example.com", "no terminal to confirm on: pass --yes, or --dry-run to count the rows"),
-    misused("migrate --remove", "no terminal to confirm on: pass --yes"),
+    prints("migrate --remove", "will stay unlinked: 2 open events; ...",
+           "mailglass-reconcile: no terminal to confirm on: nothing was removed; pass --yes to remove it", 2),
     misused("migrate --plan --check", "--plan, --check, --grants and --remove exclude each other"),
     misused("migrate --yes", "--yes can only be used with --remove"),
     # follow, serve

@@ -53,8 +53,7 @@ def require_usable_schema(tx: Transaction) -> bool:
     schemas = tx.load_schemas()
     if relocation := location.find_relocation(schemas, tx.schema):
         raise DatabaseRefusedError(f"nothing was changed: {relocation}")
-    parameters = {"schema": tx.schema, "tables": array_literal(revision.MAILGLASS_TABLES)}
-    tables = set(tx.execute(_FOUND_TABLES, parameters).scalars())
+    tables = find_mailglass_tables(tx)
     if "mailglass_events" not in tables:
         _require_no_other_ledger(tx, schemas)
     missing = sorted(revision.MAILGLASS_TABLES.keys() - tables)
@@ -64,6 +63,12 @@ def require_usable_schema(tx: Transaction) -> bool:
             " first; without Mailglass, restore it from a backup"
         )
     return bool(tables)
+
+
+def find_mailglass_tables(tx: Transaction) -> set[str]:
+    """Return the names of Mailglass's tables that exist in the schema."""
+    parameters = {"schema": tx.schema, "tables": array_literal(revision.MAILGLASS_TABLES)}
+    return set(tx.execute(_FOUND_TABLES, parameters).scalars())
 
 
 def _require_no_other_ledger(tx: Transaction, schemas: Sequence[SchemaTables]) -> None:

@@ -15,7 +15,7 @@ from mailglass_reconcile.store.migration.session import PLAN_HEADER, Session
 from mailglass_reconcile.store.schema import revision, script
 
 DROP_TABLES = """
-DROP TABLE {schema}.mailglass_deliveries, {schema}.mailglass_events, {schema}.mailglass_webhook_events;
+DROP TABLE IF EXISTS {schema}.mailglass_deliveries, {schema}.mailglass_events, {schema}.mailglass_webhook_events;
 DROP FUNCTION IF EXISTS {schema}.mailglass_raise_immutability();
 """
 """Without CASCADE, so that an application's objects that depend on them stop it."""
@@ -95,6 +95,7 @@ def remove(session: Session, tell: Callable[[str], None], *, tables: bool = Fals
             raise DatabaseRefusedError(f"{revision.find_mismatch(version)}; nothing was changed")
         if tables:
             refuse_to_drop(tx)
+            tables = bool(preflight.find_mailglass_tables(tx))
     steps = statements(objects, tables=tables)
     if plan:
         tell(PLAN_HEADER)
@@ -135,7 +136,9 @@ def describe_removal(tx: Transaction, *, tables: bool = False) -> list[str]:
         f"lost: recipients of {pluralize(recipients, 'open event')}, which the ledger does not have;"
         f" a history of {pluralize(runs, 'run')}; every GRANT on our tables",
     ]
-    names = ", ".join(tx.name_of(name) for name in sorted(revision.MAILGLASS_TABLES))
+    names = ", ".join(tx.name_of(name) for name in sorted(preflight.find_mailglass_tables(tx)))
+    if not names:
+        return lines
     if tables:
         return [*lines, f"dropped for good: {names}, with every row"]
     if installed.is_made_by_mailglass(tx):

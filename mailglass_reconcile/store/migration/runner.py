@@ -14,6 +14,7 @@ from alembic.config import Config
 
 from mailglass_reconcile.errors import database_errors, with_local_names
 from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.migration import environment, preflight, removal
 from mailglass_reconcile.store.migration.comparison import compare
@@ -54,11 +55,15 @@ def _alembic(engine: sa.Engine, settings: Settings, tell: Callable[[str], None],
 def find_missing_objects(engine: sa.Engine, settings: Settings) -> list[str]:
     """Return a line for each difference from this version's schema; none if the database is up to date, or newer."""
     with Database(engine, settings).reading_catalog() as tx:
-        if relocation := location.find_relocation(tx.load_schemas(), tx.schema):
+        schemas = tx.load_schemas()
+        if relocation := location.find_relocation(schemas, tx.schema):
             return [with_local_names(str(relocation))]
-        version, comparison = tx.revision(), compare(tx)
+        comparison = compare(tx)
+        version = comparison.version
         if comparison.strangers:
             return [f"{phrase}: drop or rename it" for phrase in comparison.strangers]
+        if version and not any(schema.has_ledger for schema in schemas if schema.name == tx.schema):
+            return [installed.WITHOUT_LEDGER]
         if revision.is_newer(version):
             return []
         if error := revision.find_mismatch(version):

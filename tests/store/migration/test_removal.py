@@ -14,6 +14,7 @@ import processes
 from catalog import client, installation, lines_of_ours, live, url_of
 from history import insert_history
 from mailglass_reconcile.errors import DatabaseRefusedError, LedgerImmutableError
+from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.store.schema import revision
 from processes import COMMAND
@@ -72,6 +73,38 @@ def test_the_tables_that_migrate_made_are_dropped_with_every_row(empty_database_
     assert database.objects() == before
     database.migrate()
     assert database.is_current()
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize(
+    "dropped", [[name] for name in sorted(revision.MAILGLASS_TABLES)] + [["mailglass_deliveries", "mailglass_events"]]
+)
+def test_what_remains_of_the_tables_that_migrate_made_is_dropped(empty_database_url, dropped, first):
+    """Somebody has dropped a part of them manually, before our objects or after them."""
+    database = installation(empty_database_url)
+    before = database.objects()
+    database.migrate()
+    if first:
+        database.remove()
+    for name in dropped:
+        database.run(f"DROP TABLE {name} CASCADE")
+    (line,) = runner.describe_removal(database.engine, database.settings, tables=True)[2:]
+    remaining = [f'"public".{name}' for name in sorted(revision.MAILGLASS_TABLES) if name not in dropped]
+    assert line == f"dropped for good: {', '.join(remaining)}, with every row"
+    database.remove(tables=True)
+    assert database.objects() == before
+    assert database.remove(tables=True)[1:] == ["nothing to do: there is nothing to remove"]
+
+
+def test_a_check_without_the_ledger_is_one_sentence(empty_database_url):
+    """`migrate` says the same."""
+    database = installation(empty_database_url)
+    database.migrate()
+    database.run("DROP TABLE mailglass_events, mailglass_deliveries, mailglass_webhook_events CASCADE")
+    (line,) = runner.find_missing_objects(database.engine, database.settings)
+    assert line == installed.WITHOUT_LEDGER
+    with pytest.raises(DatabaseRefusedError, match=re.escape(line)):
+        database.migrate()
 
 
 @pytest.mark.parametrize("shape", ["0.1.1", "2.x"])
@@ -160,10 +193,14 @@ def test_the_command_asks_before_it_removes(unmigrated, shape, empty_database_ur
     environment = {**os.environ, **place}
     command = [*COMMAND, "migrate", "--remove"]
     refused = processes.run(command, environment)
-    assert (refused.returncode, "pass --yes" in refused.stderr) == (2, True)
+    assert (refused.returncode, refused.stderr.splitlines()[-1]) == (
+        2,
+        "mailglass-reconcile: no terminal to confirm on: nothing was removed; pass --yes to remove it",
+    )
     assert database.is_current()
     result = processes.run([*command, "--yes"], environment)
     assert "will stay unlinked: 0 open events" in result.stdout
+    assert result.stdout.startswith(refused.stdout), "a preview needs no terminal"
     wrong = processes.run([*COMMAND, "migrate", "--tables"], environment)
     assert (wrong.returncode, "--tables can only be used with --remove" in wrong.stderr) == (2, True)
     assert not database.is_current()
