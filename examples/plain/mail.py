@@ -7,6 +7,7 @@ import uuid
 import sqlalchemy as sa
 
 from mailglass_reconcile import Sent, WebhookEvent, broadcast, record_send, record_webhook
+from mailglass_reconcile.tables import deliveries
 
 engine = sa.create_engine(os.environ["MAILGLASS_DATABASE_URL"])
 
@@ -54,6 +55,6 @@ webhook("opened", ID, ADA)
 webhook("opened", ID, ADA)  # a retry
 
 with engine.connect() as connection:
-    query = "SELECT recipient, last_event_type FROM mailglass_deliveries WHERE provider_message_id = :id ORDER BY 1"
-    for recipient, last in connection.execute(sa.text(query), {"id": ID}):
+    query = sa.select(deliveries.c.recipient, deliveries.c.last_event_type).order_by(deliveries.c.recipient)
+    for recipient, last in connection.execute(query.where(deliveries.c.provider_message_id == ID)):
         print(f"{recipient}: {last}")

@@ -11,6 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from mailglass_reconcile import Sent, record_send
+from mailglass_reconcile.tables import deliveries
 from mailglass_reconcile.webhooks import webhook_app
 
 engine = create_async_engine(os.environ["MAILGLASS_DATABASE_URL"])
@@ -38,9 +39,9 @@ async def send(to: Annotated[str, Body(embed=True)]) -> dict[str, Any]:
 @api.get("/deliveries/{delivery_id}")
 async def show(delivery_id: uuid.UUID) -> dict[str, Any]:
     """Show what SES has reported. A real application checks whether the user may see it."""
-    statement = sa.text("SELECT last_event_type FROM mailglass_deliveries WHERE id = :id")
+    statement = sa.select(deliveries.c.last_event_type).where(deliveries.c.id == delivery_id)
     async with engine.connect() as connection:
-        state = await connection.scalar(statement, {"id": delivery_id})
+        state = await connection.scalar(statement)
     if state is None:
         raise HTTPException(status.HTTP_404_NOT_FOUND)
     return {"status": state}
