@@ -20,7 +20,7 @@ from mailglass_reconcile.schedule import ORIGIN_HEADER
 from mailglass_reconcile.singleton.lock import LockBackend, digest, lock_key, queued_token, running_token
 
 RESERVED_HEADER = "mailglass_reserved"
-"""Header of a message whose sender holds the lock for it."""
+"""Header of a message: the key of the lock that its sender holds for it."""
 RANGE_OF_HEADER = "mailglass_range_of"
 """Header of a fan-out's range: the token with which the divided sweep holds its lock."""
 
@@ -45,6 +45,15 @@ def bind_arguments(run: Callable[..., Any], args: Any, kwargs: Any) -> dict[str,
         if not isinstance(value, expected) or isinstance(value, bool):
             raise InvalidArgumentError(f"{name} must be {expected}, not {type(value).__name__}")
     return bound.arguments
+
+
+def options_of_queue(request: Any) -> dict[str, Any]:
+    """Return the options that send a task to the queue from which a worker took a request."""
+    delivery_info = request.delivery_info or {}
+    routing_key = delivery_info.get("routing_key")
+    if exchange := delivery_info.get("exchange"):
+        return {"exchange": exchange, "routing_key": routing_key}
+    return {"queue": routing_key}
 
 
 @dataclass
@@ -98,7 +107,8 @@ class SweepTask(Singleton):
 
         A request expires after five minutes by default. A delayed request (`countdown`, `eta`) does not expire, and
         takes the lock when its run starts. So does a duplicate with its own *task_id*, as in a group, a chord or a
-        chain, because the caller waits for the result of that id.
+        chain, because the caller waits for the result of that id. A request for a *queue* is a duplicate only of one
+        that waits there, because its workers may have another database than this process.
         """
         if self.app.conf.task_always_eager:
             return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
@@ -109,13 +119,15 @@ class SweepTask(Singleton):
         if options.get("countdown") or options.get("eta"):
             options.setdefault("expires", None)
             return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
+        if queue := options.get("queue"):
+            key = f"{key}:queue:{digest(str(getattr(queue, 'name', queue)))}"
         request_id = task_id or uuid()
         holder_id = self.singleton_backend.reserve(key, request_id)
         if holder_id is not None:
             if task_id is None or self._raise_on_duplicate:
                 return self.on_duplicate(holder_id)
             return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
-        options["headers"] = {**(options.get("headers") or {}), RESERVED_HEADER: True}
+        options["headers"] = {**(options.get("headers") or {}), RESERVED_HEADER: key}
         try:
             return Task.apply_async(self, args, kwargs, task_id=request_id, **options)
         except BaseException:
@@ -135,7 +147,10 @@ class SweepTask(Singleton):
         headers, backend = self.request.headers or {}, self.singleton_backend
         key = self.generate_lock(self.name, self.request.args, self.request.kwargs)
         lease = LockLease(key, running_token(self.request.id))
-        locks = [(key, lease.token, bool(headers.get(RESERVED_HEADER)), lambda: lease.shared)]
+        reserved = headers.get(RESERVED_HEADER)
+        if isinstance(reserved, str) and reserved != key:  # the lock of a queue
+            backend.release(reserved, queued_token(self.request.id))
+        locks = [(key, lease.token, reserved == key, lambda: lease.shared)]
         if isinstance(sweep_token := headers.get(RANGE_OF_HEADER), str):
             tenant_id = bind_arguments(self.run, self.request.args, self.request.kwargs)["tenant_id"]
             locks.append((lock_key(tenant_id), sweep_token, True, lambda: True))
@@ -158,12 +173,8 @@ class SweepTask(Singleton):
             run_id: The row of the divided sweep in the run history.
         """
         lease.shared = True
-        delivery_info = self.request.delivery_info or {}
-        queue = {"queue": delivery_info.get("routing_key")}
-        if delivery_info.get("exchange"):
-            queue = {"exchange": delivery_info["exchange"], "routing_key": delivery_info.get("routing_key")}
         group_result = group(self.s(**call) for call in calls).apply_async(
-            **queue,
+            **options_of_queue(self.request),
             expires=SWEEP_INTERVAL_SECONDS,
             headers={
                 ORIGIN_HEADER: (self.request.headers or {}).get(ORIGIN_HEADER),

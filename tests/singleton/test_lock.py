@@ -116,6 +116,32 @@ def test_an_app_that_wants_an_error_for_a_duplicate_gets_one(store):
     assert raised.value.task_id == first.id
 
 
+def queued_messages(app: Celery, *queues: str) -> list[str]:
+    """Return the queue of each message that waits in one of these."""
+    with app.connection_for_write() as connection:
+        return [name for name in queues for _ in range(connection.default_channel.queue_declare(name).message_count)]
+
+
+def test_one_beat_queues_a_sweep_for_each_of_two_databases(store):
+    """Beat has the URL of one of them; workers of each consume their own queue."""
+    app = app_on(store)
+    task = app.tasks[tasks.SWEEP_TASK]
+    for _ in range(2):
+        for queue in ("mail-eu", "mail-us"):
+            task.apply_async(queue=queue, expires=300, headers={"mailglass_origin": "beat"})
+    assert queued_messages(app, "mail-eu", "mail-us") == ["mail-eu", "mail-us"]
+
+
+def test_a_run_for_one_database_frees_the_lock_that_a_process_of_another_took_when_it_queued_it(store):
+    """The sender's key has the sender's database; the next request for that queue must not wait for its expiry."""
+    app = app_on(store)
+    queued = app.tasks[tasks.SWEEP_TASK].apply_async(queue="mail-us")
+    (reserved,) = (name.decode() for name in store.scan_iter())
+    app_on(store, database_url=f"{DATABASE_URL}2")
+    assert find_holder(sweep_task(), queued.id, mailglass_reserved=reserved) is None
+    assert store.keys() == []
+
+
 def test_a_request_that_cannot_be_queued_frees_its_lock(store):
     """The broker refuses the message."""
     app = app_on(store)
