@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypeAlias, TypedDict
 from zoneinfo import ZoneInfo
@@ -14,6 +15,7 @@ from mailglass_reconcile.rules.thresholds import SWEEP_INTERVAL_SECONDS
 from mailglass_reconcile.runtime import available
 
 if TYPE_CHECKING:
+    from celery import Celery
     from celery.schedules import BaseSchedule
 
 When: TypeAlias = "BaseSchedule | dt.timedelta | float"
@@ -122,6 +124,23 @@ def make_beat_schedule(
             "options": {"expires": DISPATCH_EXPIRES_SECONDS, **route},
         }
     return entries
+
+
+def scheduled_options(app: Celery, task: str) -> list[Mapping[str, Any]]:
+    """Return the options of each entry of an app's beat schedule that has a task."""
+    return [entry.get("options") or {} for entry in app.conf.beat_schedule.values() if entry.get("task") == task]
+
+
+def find_queues(app: Celery, task: str) -> list[str]:
+    """Return the queues of a task: from its entries in the app's beat schedule, or from its route."""
+    routes = [app.amqp.router.route(dict(options), task) for options in scheduled_options(app, task) or [{}]]
+    return sorted({queue for route in routes if (queue := queue_name(route))})
+
+
+def queue_name(route: Mapping[str, Any]) -> str | None:
+    """Return the name of a route's queue, if it has one."""
+    queue = route.get("queue")
+    return None if queue is None else str(getattr(queue, "name", queue))
 
 
 def daily_at_three_utc() -> BaseSchedule:

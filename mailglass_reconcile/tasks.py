@@ -28,6 +28,7 @@ from mailglass_reconcile.schedule import (
     RECENT_EXPIRES_SECONDS,
     RECENT_TASK,
     SWEEP_TASK,
+    find_queues,
     warn_without_celery,
 )
 from mailglass_reconcile.store import installed
@@ -44,7 +45,7 @@ try:
     from celery.schedules import maybe_schedule
     from celery.signals import beat_init, celeryd_after_setup, worker_process_init
 
-    from mailglass_reconcile.singleton.task import LockLease, SweepTask, bind_arguments
+    from mailglass_reconcile.singleton.task import LockLease, SweepTask, bind_arguments, options_of_queue
 except ModuleNotFoundError as error:
     warn_without_celery()
     raise ImportError(
@@ -84,12 +85,17 @@ class _CheckedTask(Task):
 
 
 def _seconds_until_next(task: Task) -> int | None:
-    """Return the seconds until the app's schedule starts the next full sweep; None if that cannot be known."""
+    """Return the seconds until the app's schedule starts the next full sweep; None if that cannot be known.
+
+    If it has entries for the queue of this run, the others are for workers of other databases.
+    """
     if task.name != SWEEP_TASK:
         return None
-    app = task.app
+    app, queue = task.app, (task.request.delivery_info or {}).get("routing_key")
     try:
-        schedules = [entry["schedule"] for entry in app.conf.beat_schedule.values() if entry.get("task") == SWEEP_TASK]
+        entries = [entry for entry in app.conf.beat_schedule.values() if entry.get("task") == SWEEP_TASK]
+        of_queue = [entry for entry in entries if (entry.get("options") or {}).get("queue") == queue]
+        schedules = [entry["schedule"] for entry in of_queue or entries]
         waits = [maybe_schedule(when, app=app).remaining_estimate(app.now()) for when in schedules]
         return math.ceil(float(min(waits).total_seconds()))
     except Exception:  # no entry, or an error of an application's own schedule
@@ -219,9 +225,19 @@ def dispatch() -> dict[str, int]:
 def enqueue_dispatch() -> None:
     """Enqueue the task `dispatch` now, for the events that a sweep has linked; log an error of the broker."""
     try:
-        dispatch.apply_async(retry=False)
+        dispatch.apply_async(retry=False, **_chosen_queue())
     except Exception as error:  # any error of a broker's client
         logger.warning("handlers run at the next dispatch: the broker took no task (%s)", type(error).__name__)
+
+
+def _chosen_queue() -> dict[str, Any]:
+    """Return the options that send a task to the running task's queue, if its sender chose that, and not the routes."""
+    if not current_task:  # a function call
+        return {}
+    routed = current_task.app.amqp.router.route({}, current_task.name).get("queue")
+    routing_key = (current_task.request.delivery_info or {}).get("routing_key")
+    is_routed = routed is None or routing_key in (None, routed.name, routed.routing_key)
+    return {} if is_routed else options_of_queue(current_task.request)
 
 
 def _finish(sweep: Sweep) -> dict[str, Any]:
@@ -329,13 +345,14 @@ def _remember_worker(**unused: Any) -> None:
 def _warn_at_startup(instance: Any, **unused: Any) -> None:
     """Warn if the worker does not consume the queue of one of our tasks, or consumes one and cannot sweep."""
     app = instance.app
-    consumed = app.amqp.queues.consume_from
+    consumed = set(app.amqp.queues.consume_from)
     names = (SWEEP_TASK, PRUNE_TASK, *([DISPATCH_TASK] if handlers.types_with_handlers() else []))
-    queues = {name: app.amqp.router.route({}, name).get("queue") for name in names}
-    for name, queue in queues.items():
-        if queue is not None and queue.name not in consumed:
-            logger.warning("this worker does not consume %r, the queue of %s: some worker has to", queue.name, name)
-    if any(queue is None or queue.name in consumed for queue in queues.values()):
+    queues = {name: find_queues(app, name) for name in names}
+    missing = [name for name in names if queues[name] and consumed.isdisjoint(queues[name])]
+    for name in missing:
+        shown = " or ".join(map(repr, queues[name]))
+        logger.warning("this worker does not consume %s, the queue of %s: some worker has to", shown, name)
+    if len(missing) < len(names):
         _warn_if_not_migrated()
 
 

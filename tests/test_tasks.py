@@ -52,6 +52,18 @@ def test_a_run_stores_the_app_and_when_its_schedule_sweeps_next(db, when, second
     assert tuple(prune) == ("prune", "beat", "shop", None)
 
 
+def test_a_run_stores_when_the_schedule_sweeps_its_own_queue_next(db):
+    """Another database's entry, in another queue of the same beat, has a shorter interval."""
+    app = Celery("fleet", broker="memory://", set_as_current=False)
+    app.conf.beat_schedule = {
+        "eu": make_beat_schedule(sweep=300.0, queue="mail-eu")["mailglass-reconcile"],
+        "us": make_beat_schedule(sweep=3_600.0, queue="mail-us")["mailglass-reconcile"],
+    }
+    for queue in ("mail-eu", "mail-us", "celery"):
+        app.tasks[SWEEP_TASK].apply(routing_key=queue).get()
+    assert [row.interval_seconds for row in db.rows(STORED)] == [300, 3_600, 300]
+
+
 def test_a_python_call_in_the_same_process_is_of_no_app(db):
     run_by_beat(SWEEP_TASK)
     tasks.reconcile()

@@ -13,7 +13,7 @@ import processes
 from handling import effects, failing, handle, handle_all, leaving, make_due, states
 from mailglass_reconcile.handlers import administration
 from mailglass_reconcile.ops import status
-from mailglass_reconcile.schedule import DISPATCH_TASK
+from mailglass_reconcile.schedule import DISPATCH_TASK, RECENT_TASK, SWEEP_TASK
 from mailglass_reconcile.store.tables import handler_jobs
 from processes import COMMAND
 from waiting import PATIENCE, wait_until
@@ -97,6 +97,18 @@ def test_a_worker_s_sweep_runs_handlers_at_once_and_beat_retries_them(site):
 
         wait_until(is_retried, PATIENCE)
     assert effects(site.db) == {"steady": 2, "flaky": 2}
+
+
+@pytest.mark.parametrize("task", [SWEEP_TASK, RECENT_TASK])
+def test_a_sweep_in_a_chosen_queue_runs_handlers_there(site, task):
+    """`make_beat_schedule(queue="mail")` and `celery call --queue mail` choose one; the app's routes name another."""
+    handle_all(site.db, "steady")
+    age_seconds = 300 if task == SWEEP_TASK else 0
+    factories.insert_pairs(site.db, ["m-0"], type="bounced", age_seconds=age_seconds)
+    with site.worker("-Q", "mail", app="worker", until="READY", **HANDLERS):
+        site.client.send_task(task, queue="mail")
+        wait_until(lambda: "done" in states(site.db), PATIENCE)
+    assert not site.redis.exists("celery"), "no worker consumes the queue of the routes"
 
 
 def test_an_unreachable_broker_does_not_affect_a_sweep(handler_db, caplog, monkeypatch):

@@ -18,7 +18,15 @@ from mailglass_reconcile.rules import connection_errors
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.connection_errors import Server
 from mailglass_reconcile.rules.humanize import pluralize, sanitize
-from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, RECENT_TASK, SWEEP_TASK
+from mailglass_reconcile.schedule import (
+    DISPATCH_TASK,
+    PRUNE_TASK,
+    RECENT_TASK,
+    SWEEP_TASK,
+    find_queues,
+    queue_name,
+    scheduled_options,
+)
 from mailglass_reconcile.singleton.lock import Holder, load_sweep_holder
 
 ANSWER_SECONDS = (1.0, 2.0)
@@ -148,25 +156,19 @@ class Cluster(ExitStack):
 
     def tasks(self) -> list[str]:
         """Return our tasks that have to run: scheduled tasks, the sweep, the prune, and the dispatch of handlers."""
-        more = [RECENT_TASK] if self._options(RECENT_TASK) else []
-        dispatching = [DISPATCH_TASK] if registry.types_with_handlers() or self._options(DISPATCH_TASK) else []
-        return [SWEEP_TASK, PRUNE_TASK, *more, *dispatching]
+        more = [RECENT_TASK] if scheduled_options(self.app, RECENT_TASK) else []
+        dispatches = registry.types_with_handlers() or scheduled_options(self.app, DISPATCH_TASK)
+        return [SWEEP_TASK, PRUNE_TASK, *more, *([DISPATCH_TASK] if dispatches else [])]
 
     def queues_of(self, task: str) -> list[str]:
-        """Return the queues of a task: from its entries in the schedule, or from its route."""
-        routes = [self.app.amqp.router.route(dict(options), task) for options in self._options(task) or [{}]]
-        return sorted({queue for route in routes if (queue := _queue_name(route))})
+        """Return the queues of a task."""
+        return find_queues(self.app, task)
 
     def overridden_queue(self, task: str) -> str | None:
         """Return the queue to which the app routes a task, if an entry of the schedule names another one."""
         router = self.app.amqp.router
-        routed = _queue_name(router.expand_destination(router.lookup_route(task) or {}))
+        routed = queue_name(router.expand_destination(router.lookup_route(task) or {}))
         return routed if routed and self.queues_of(task) != [routed] else None
-
-    def _options(self, task: str) -> list[Mapping[str, Any]]:
-        """Return the options of each entry of the beat schedule that has a task."""
-        entries = self.app.conf.beat_schedule.values()
-        return [entry.get("options") or {} for entry in entries if entry.get("task") == task]
 
     def messages(self, queue: str) -> int | None:
         """Count the messages that wait in a queue; None if the broker cannot."""
@@ -175,12 +177,6 @@ class Cluster(ExitStack):
                 return int(channel.queue_declare(queue=queue, passive=True).message_count)
         except Exception as fault:  # Redis keeps no empty queue
             return 0 if "NOT_FOUND" in str(fault) or getattr(fault, "code", None) == 404 else None
-
-
-def _queue_name(route: Mapping[str, Any]) -> str | None:
-    """Return the name of a route's queue, if it has one."""
-    queue = route.get("queue")
-    return None if queue is None else str(getattr(queue, "name", queue))
 
 
 @check("broker", needs="celery")
