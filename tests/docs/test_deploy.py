@@ -173,10 +173,9 @@ def test_the_ingress_of_the_page_is_valid_and_exposes_webhooks_only(version):
         assert (service["name"], service["port"]["name"]) == ("mailglass-receive", port["name"])
 
 
-def test_the_pod_monitor_of_the_page_gives_receivers_the_job_that_an_alert_expects():
+def test_the_pod_monitor_of_the_page_gives_receivers_and_dashboards_the_jobs_that_alerts_expect():
     """It scrapes exactly the pods with metrics, with the key of the Secret that they have."""
     (endpoint,) = POD_MONITOR["spec"]["podMetricsEndpoints"]
-    (relabel,) = endpoint["relabelings"]
     deployed = [row for row in OBJECTS if "template" in row.get("spec", {})]
     templates = {row["metadata"]["name"]: row["spec"]["template"] for row in deployed}
     selected = {
@@ -187,11 +186,17 @@ def test_the_pod_monitor_of_the_page_gives_receivers_the_job_that_an_alert_expec
     }
     assert set(selected) == {"mailglass-receive", "mailglass-web"}
     component = "app.kubernetes.io/component"
-    assert relabel["sourceLabels"] == [f"__meta_kubernetes_pod_label_{re.sub('[./]', '_', component)}"]
-    relabeled = [name for name, labels in selected.items() if re.fullmatch(relabel["regex"], labels[component])]
-    assert relabeled == ["mailglass-receive"]
+    jobs = {}
+    for relabel in endpoint["relabelings"]:
+        assert relabel["sourceLabels"] == [f"__meta_kubernetes_pod_label_{re.sub('[./]', '_', component)}"]
+        (name,) = [name for name, labels in selected.items() if re.fullmatch(relabel["regex"], labels[component])]
+        jobs[name] = (relabel["targetLabel"], relabel["replacement"])
+    assert jobs == {
+        "mailglass-receive": ("job", "mailglass-receive"),
+        "mailglass-web": ("job", "mailglass-reconcile"),
+    }
     rules = (pages.ROOT / "docs/monitoring/alerts.yml").read_text()
-    assert (relabel["targetLabel"], set(re.findall(r'job="([\w-]+)"', rules))) == ("job", {relabel["replacement"]})
+    assert set(re.findall(r'job="([\w-]+)"', rules)) == {job for _, job in jobs.values()}
     assert endpoint["authorization"]["credentials"] == {"name": "mailglass", "key": "web-token"}
 
 
