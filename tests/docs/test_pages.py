@@ -31,6 +31,7 @@ READERS = {
     "providers.md": "engine to message domain ses brevo mailersend mailgun mailjet mailtrap"
     " mandrill postal postmark resend scaleway sendgrid sparkpost unisender_go azure smtp2go zeptomail",
     "celery.md": "app engine postmark",
+    "production.md": "app",
     "tenants.md": "app",
     "upgrading.md": "context connection metadata",
 }

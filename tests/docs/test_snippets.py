@@ -281,6 +281,14 @@ assert postmark.sent == recorded == ["m-0"]
         "assert app.amqp.router.route({}, 'mailglass_reconcile.tasks.reconcile')['queue'].name == 'mail'\n"
         "assert app.amqp.router.route({}, 'mailglass_reconcile.tasks.dispatch')['queue'].name == 'mailglass_handlers'",
     ),
+    "production.md": Frame(
+        "import types\napp = types.SimpleNamespace(conf=types.SimpleNamespace(beat_schedule={'own': {}}))",
+        """
+assert app.conf.beat_schedule.pop("own") == {}
+queues = {name: entry["options"]["queue"] for name, entry in app.conf.beat_schedule.items()}
+assert len(queues) == 6 and queues["mailglass-reconcile-us"] == "mail-us"
+""",
+    ),
     "settings.md": Frame(
         "", "from mailglass_reconcile import runtime\nassert runtime.get_settings().grace_seconds == 30"
     ),

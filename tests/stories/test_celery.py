@@ -241,6 +241,16 @@ def test_a_worker_whose_queues_leave_our_tasks_out_says_so(site):
         assert site.count_in_log("does not consume") == 1
 
 
+def test_a_worker_that_consumes_the_queue_of_the_schedule_does_not_warn_about_the_route(site):
+    """`make_beat_schedule(queue="mail")` for itself, and another database's queue for other workers."""
+    with site.worker("-Q", "mail-eu", app="fast_fleet", MAILGLASS_DATABASE_SCHEMA="nowhere"):
+        assert site.count_in_log("does not consume") == 0
+        assert site.count_in_log("this worker cannot sweep yet") == 1
+    with site.worker("-Q", "celery", app="fast_fleet"):
+        words = "does not consume 'mail-eu' or 'mail-us', the queue of mailglass_reconcile.tasks.reconcile"
+        assert site.count_in_log(words) == 1
+
+
 def test_a_tick_that_has_expired_is_not_run(site):
     """It was queued while no worker ran, and expired before one started."""
     stale = site.send(expires=0.01)

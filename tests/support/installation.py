@@ -20,6 +20,7 @@ from processes import Process
 from waiting import PATIENCE, wait_until
 
 SUPPORT = Path(__file__).parent
+FLEET = SUPPORT.parents[1] / "examples" / "several-databases"
 QUEUE = "mailglass_reconcile"
 CALL = ("-m", "celery", "-A", "mailglass_reconcile", "call", SWEEP_TASK)
 NUMBERS = itertools.count(1)
@@ -33,7 +34,7 @@ class Site:
         self.url = urlsplit(redis_url)._replace(path=f"/{next(NUMBERS) % 7 + 1}").geturl()
         self.environment = {
             **db.environment(self.url),
-            "PYTHONPATH": os.pathsep.join(map(str, [SUPPORT, *SUPPORT.parents[:2]])),
+            "PYTHONPATH": os.pathsep.join(map(str, [SUPPORT, *SUPPORT.parents[:2], FLEET])),
         }
         broker = os.environ.get("MAILGLASS_TEST_BROKER_URL")
         self.broker = broker or self.url
