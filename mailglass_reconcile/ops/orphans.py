@@ -62,10 +62,12 @@ SELECT DISTINCT left(s.tenant_id, 1000) AS tenant_id, s.provider, left(d.tenant_
   FROM sampled AS s
  CROSS JOIN LATERAL (SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids AS k
                       WHERE k.event_id = s.event_id ORDER BY k.position LIMIT :of_each) AS i
- CROSS JOIN LATERAL (SELECT tenant_id FROM {schema}.mailglass_deliveries
+ CROSS JOIN LATERAL (SELECT tenant_id, provider FROM {schema}.mailglass_deliveries
                       WHERE hashtextextended(provider_message_id, 0) = hashtextextended(i.candidate_id, 0)
                         AND provider_message_id = i.candidate_id LIMIT :of_each) AS d
  WHERE s.place <= :of_each AND d.tenant_id <> s.tenant_id
+   AND coalesce(CAST(:spellings AS jsonb) ->> lower(btrim(d.provider)), lower(btrim(d.provider)), s.provider)
+       = s.provider
  ORDER BY 1, 2, 3
 """
 
@@ -316,7 +318,11 @@ def break_down(tx: Transaction, groups: Sequence[OpenGroup]) -> list[Cause]:
     """
     other_tenants: dict[tuple[str | None, str | None], str] = {}
     if any(group["state"] == TENANT_MISMATCH for group in groups):
-        sample = {"read_at_most": SAMPLED_ORPHANS, "of_each": SAMPLED_OF_EACH}
+        sample = {
+            "read_at_most": SAMPLED_ORPHANS,
+            "of_each": SAMPLED_OF_EACH,
+            "spellings": provider_rules.spellings_as_json(),
+        }
         for row in tx.execute(_OTHER_TENANTS, sample):
             other_tenants.setdefault((row.tenant_id, row.provider), row.theirs)
     return [

@@ -7,6 +7,7 @@ their own with `key_rule`. Sources: each provider's webhook documentation, and t
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -211,6 +212,12 @@ def names_by_spelling() -> Mapping[str, str]:
         for name, definition in definitions.items()
         for spelling in (definition.title, *definition.spellings)
     }
+
+
+@cache
+def spellings_as_json() -> str:
+    """Return `names_by_spelling` as JSON, for statements."""
+    return json.dumps(dict(names_by_spelling()))
 
 
 def spellings(provider: str) -> tuple[str, ...]:

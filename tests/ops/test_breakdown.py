@@ -34,6 +34,18 @@ def test_orphans_of_another_tenant_are_one_group_that_names_it(db):
     ]
 
 
+def test_the_tenant_that_a_cause_names_has_a_delivery_of_the_events_provider(db):
+    """Another provider may have given its own message the same id, for a third tenant or for the event's own."""
+    for number in range(5):
+        for tenant, provider in ((f"abel {number}", "mailgun"), ("default", "sendgrid"), ("acme", "Amazon SES")):
+            factories.delivery(db, f"m-{number}", tenant_id=tenant, provider=provider)
+        factories.orphan(db, {"provider": "ses", "message_id": f"m-{number}"}, tenant_id="default")
+    mailglass_reconcile.reconcile()
+    for filters in ({}, {"min_age_seconds": 0.0}):  # counted by the sweep, and now
+        causes = load_page(db.database, make_filter(**filters), with_counts=True).causes
+        assert list(map(tuple, causes)) == [("tenant_mismatch", "default", "ses", "acme", 5)]
+
+
 def test_a_list_is_counted_by_the_last_sweep_or_else_now(db):
     """The last sweep's counts answer state, tenant and provider; age and message are counted now, without expired
     orphans.

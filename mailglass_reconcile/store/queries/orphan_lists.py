@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Final, NamedTuple
 
-from mailglass_reconcile.rules import states
+from mailglass_reconcile.rules import provider_rules, states
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import Transaction, array_literal, trust_statistics
 from mailglass_reconcile.store.tables import ledger
@@ -63,7 +63,8 @@ SELECT p.event_id::text, p.tenant_id, p.provider,
  ORDER BY p.arrived_at DESC, p.event_id DESC
 """
 
-# The cause of a tenant mismatch is the tenant that has the delivery: one delivery of each id is enough.
+# The cause of a tenant mismatch is the tenant that has the delivery: one of the event's provider or of none. Of a
+# wide id, only so many are read.
 _CAUSES = """
 WITH selected (selected_id) AS MATERIALIZED (
   SELECT event_id FROM {schema}.mailglass_open_orphan_ids WHERE candidate_id = ANY (CAST(:message_ids AS text[]))
@@ -97,10 +98,13 @@ SELECT p.state, left(p.tenant_id, 1000), p.provider, left(d.tenant_id, 1000), co
          SELECT named.tenant_id
            FROM {schema}.mailglass_open_orphan_ids AS i
           CROSS JOIN LATERAL (
-                  SELECT tenant_id FROM {schema}.mailglass_deliveries
+                  SELECT tenant_id, provider FROM {schema}.mailglass_deliveries
                    WHERE hashtextextended(provider_message_id, 0) = hashtextextended(i.candidate_id, 0)
-                     AND provider_message_id = i.candidate_id LIMIT 1) AS named
-          WHERE p.state = 'tenant_mismatch' AND i.event_id = p.event_id LIMIT 1) AS d ON true
+                     AND provider_message_id = i.candidate_id LIMIT 100) AS named
+          WHERE p.state = 'tenant_mismatch' AND i.event_id = p.event_id AND named.tenant_id <> p.tenant_id
+            AND coalesce(CAST(:spellings AS jsonb) ->> lower(btrim(named.provider)), lower(btrim(named.provider)),
+                         p.provider) = p.provider
+          LIMIT 1) AS d ON true
  GROUP BY 1, 2, 3, 4 ORDER BY 5 DESC, 1, 2, 3, 4
 """
 
@@ -379,7 +383,11 @@ def _to_events(tx: Transaction, statement: str, parameters: dict[str, object]) -
 
 def count_causes(tx: Transaction, filters: ListFilter, read_limit: int) -> list[Cause]:
     """Count open orphans by cause, the most frequent first; at most *read_limit* are read."""
-    parameters = {**filters.parameters(tx.settings), "read_limit": read_limit}
+    parameters = {
+        **filters.parameters(tx.settings),
+        "read_limit": read_limit,
+        "spellings": provider_rules.spellings_as_json(),
+    }
     return list(map(Cause._make, tx.execute(_CAUSES, parameters)))
 
 

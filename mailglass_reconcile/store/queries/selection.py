@@ -465,7 +465,7 @@ def parameters(
         "grace_seconds": tx.settings.grace_seconds,
         "ranks": json.dumps(ranks),
         "any_rank": provider_rules.rank_of(None),
-        "spellings": json.dumps(dict(provider_rules.names_by_spelling())),
+        "spellings": provider_rules.spellings_as_json(),
         "lowest_rank": lowest,
         "higher": array_literal(name for name, rank in ranks.items() if rank > lowest),
     }
