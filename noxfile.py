@@ -139,6 +139,7 @@ def types(session: nox.Session) -> None:
     install(session, *TEST_ENVIRONMENT, "--group", "lint")
     session.run("mypy")
     session.run("mypy", "tests/typed")
+    session.run("mypy", "examples/fastapi/orders.py")
     session.run("basedpyright", "--pythonpath", f"{session.bin}/python")
     install(session, "--group", "stubs")
     session.run("mypy", "tests/typed", "tests/typed_django")

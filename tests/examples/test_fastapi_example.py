@@ -97,6 +97,25 @@ def test_deliveries_end_the_same_in_either_order(db, redis_url, mailglass_webhoo
 
 
 @pytest.mark.slow
+def test_orders_of_the_shop_show_what_became_of_their_mails(db, redis_url):
+    """The table is the shop's own; its rows are joined with the deliveries."""
+    port = free_port()
+    start = re.sub(r"--port \d+", f"--port {port}", readme.command("fastapi", "uvicorn orders").text)
+    with (
+        running(db, redis_url) as (base, _),
+        readme.start("fastapi", start, terminal(db, redis_url), "startup complete") as process,
+    ):
+        ordering, listing = (item.text for item in readme.commands("fastapi") if ":8001/orders" in item.text)
+        sent = readme.curl(ordering, f"http://127.0.0.1:{port}").json()["message_id"]
+        (order,) = readme.curl(listing, f"http://127.0.0.1:{port}").json()
+        assert (order["order"], order["status"]) == (1, "dispatched")
+        readme.trigger("fastapi", "bounced", base, sent, terminal(db, redis_url))
+        (order,) = readme.curl(listing, f"http://127.0.0.1:{port}").json()
+        assert (order["status"], order["since"][-1]) == ("bounced", "Z")
+        assert "Traceback" not in process.output
+
+
+@pytest.mark.slow
 def test_a_browser_sees_what_happens_to_a_delivery(db, redis_url):
     """They are server-sent events, on one connection to Redis that closes when the browser leaves."""
     with running(db, redis_url) as (base, _), redis.Redis.from_url(redis_url) as client:
