@@ -113,11 +113,6 @@ assert orphan.candidate_ids == ("m-2",)
         ENGINE + DJANGO,
         """
 assert Delivery.objects.filter(provider_message_id="m-1").count() == 1
-assert tenant_of(types.SimpleNamespace(metadata={"tenant": "acme"})) == "acme"
-from anymail.message import AnymailMessage
-from django.core.mail import EmailMessage
-for source in (types.SimpleNamespace(), types.SimpleNamespace(metadata=None), EmailMessage(), AnymailMessage()):
-    assert tenant_of(source) == "default"
 for type_, bounce, suppressed in (
     ("bounced", "soft", False), ("bounced", None, False), ("bounced", "hard", True), ("complained", None, True)
 ):
@@ -235,6 +230,13 @@ with engine.begin() as connection:
     else:
         raise AssertionError
     assert connection.scalar(text("SELECT tenant_id FROM mailglass_events")) == "acme"
+from django.conf import settings
+settings.configure()
+assert tenant_of(types.SimpleNamespace(metadata={"tenant": "acme"})) == "acme"
+from anymail.message import AnymailMessage
+from django.core.mail import EmailMessage
+for source in (types.SimpleNamespace(), types.SimpleNamespace(metadata=None), EmailMessage(), AnymailMessage()):
+    assert tenant_of(source) == "default"
 """,
     ),
     "moving-here.md": Frame(

@@ -143,7 +143,7 @@ def test_its_own_tests_pass_and_no_migration_is_missing(terminal):
 @pytest.mark.guard
 def test_the_page_shows_the_project():
     """The lines of each block that names a file of the project are lines of that file, in its order."""
-    shown = [block.text.splitlines() for block in pages.chapter(pages.ROOT / "docs" / "django.md", "Tenants")][1:]
+    shown = [block.text.splitlines() for block in pages.chapter(pages.ROOT / "docs" / "tenants.md", "In Django")][1:]
     assert [name for name, *_ in shown] == [f"# shop/{name}.py" for name in ("tenants", "urls")]
     for name, *lines in shown:
         file = iter(map(str.strip, (readme.EXAMPLES / "django" / name.removeprefix("# ")).read_text().splitlines()))

@@ -103,7 +103,7 @@ SELECT relname FROM pg_class WHERE relname ~ '^mailglass'
 @pytest.mark.slow
 def test_the_page_on_removal_leaves_nothing_of_ours(manage, empty_database_url):
     """That is rows of other apps of Django's, and the function of the ledger's trigger, too."""
-    blocks = pages.chapter(pages.ROOT / "docs" / "django.md", "Remove")
+    blocks = pages.chapter(pages.ROOT / "docs" / "upgrading.md", "Remove it from Django")
     steps = [line for block in blocks[:-1] for line in pages.commands(block)]
     assert manage("migrate", "-v", "0").returncode == 0
     assert manage("shell", "-c", BEAT).returncode == 0
