@@ -1,4 +1,4 @@
-"""The JSON Schema of what each command prints, from the records that it prints; `reference.py` writes the files."""
+"""The JSON Schema of what each command prints, from the dataclasses that it prints; `reference.py` writes the files."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ _ATTRIBUTE = re.compile(r"^    (\w+): (.*(?:\n        .*)*)", re.MULTILINE)
 
 
 def printed(hint: Any, *, omit: tuple[str, ...] = (), **changed: Any) -> Any:
-    """Return a type as JSON has it: a record is an object that has each of its fields, with its docstring's words.
+    """Return a type as JSON has it: a dataclass is an object that has each of its fields, with its docstring's words.
 
     Args:
-        hint: A record, or a type that is made of records.
-        omit: Fields of the record that are not printed.
+        hint: A dataclass, or a type that is made of them.
+        omit: Fields of the dataclass that are not printed.
         changed: Fields that are printed in addition, or that have fewer or more values.
     """
     if dataclasses.is_dataclass(hint) or is_typeddict(hint) or hasattr(hint, "_fields"):

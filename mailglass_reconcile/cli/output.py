@@ -126,10 +126,10 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, default=asdict))  # echo flushes
 
 
-def print_result(record: Any, text: str, *, as_json: bool) -> None:
-    """Print what a command has done: its record as JSON, or a text."""
+def print_result(result: Any, text: str, *, as_json: bool) -> None:
+    """Print what a command has done: its result as JSON, or a text."""
     if as_json:
-        print_json(record)
+        print_json(result)
     else:
         click.echo(text)
 

@@ -149,7 +149,7 @@ class RunHistory(NamedTuple):
     Attributes:
         now: The database's time, in ISO 8601, UTC.
         success_age: Seconds since a full sweep last succeeded; None if none has.
-        success_origin: The origin of that sweep, one of `store.runs.Origin`.
+        success_origin: The origin of that sweep, one of `store.tables.runs.Origin`.
         lag_seconds: Seconds for which the oldest orphan that a full sweep left has been open although its delivery
             exists; 0 if there is none.
         counted_at: When a full sweep last counted the open orphans; None if none has.
@@ -228,7 +228,7 @@ class RunFilter:
     """A filter for runs.
 
     Attributes:
-        kind: One of `store.runs.KINDS`; None is all.
+        kind: One of `store.tables.runs.KINDS`; None is all.
         status: The status of the run; None is any.
         idle: Include recent sweeps that linked nothing, and dispatches.
     """

@@ -1,4 +1,4 @@
-"""The JSON schemas in docs/ are those of the records that the commands print."""
+"""The JSON schemas in docs/ are those of what the commands print."""
 
 import json
 

@@ -146,7 +146,7 @@ def _require_usable(tx: Transaction, version: str | None, comparison: Comparison
 
 
 def _run_revisions(context: Any, request: Request, version: str | None = None) -> None:
-    """Run Alembic's revisions, each in one transaction with its record; a plan begins after *version*."""
+    """Run Alembic's revisions, each in one transaction with its version; a plan begins after *version*."""
     output = io.StringIO()
 
     def run_all() -> None:
