@@ -39,10 +39,6 @@ CREATE UNIQUE INDEX mailglass_webhook_events_pkey ON {schema}.mailglass_webhook_
 CREATE UNIQUE INDEX mailglass_webhook_events_provider_event_id_idx
   ON {schema}.mailglass_webhook_events (provider, provider_event_id);
 
--- step: index mailglass_webhook_events_tenant_status_idx [made here]
-CREATE INDEX mailglass_webhook_events_tenant_status_idx
-  ON {schema}.mailglass_webhook_events (tenant_id, status) WHERE status = ANY (ARRAY['failed', 'dead']);
-
 -- step: function mailglass_raise_immutability [made here]
 -- The functions of retention run as the owner, with a setting that ends with them. By this function `migrate` also
 -- knows that it made the tables.
@@ -65,7 +61,8 @@ CREATE OR REPLACE TRIGGER mailglass_events_immutable_trigger
   FOR EACH ROW EXECUTE FUNCTION {schema}.mailglass_raise_immutability();
 
 -- step: function mailglass_events_no_truncate [made here]
-CREATE OR REPLACE FUNCTION {schema}.mailglass_events_no_truncate() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION {schema}.mailglass_events_no_truncate() RETURNS trigger
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   RAISE SQLSTATE '45A01' USING MESSAGE = 'mailglass_events is append-only; TRUNCATE is forbidden';
 END;

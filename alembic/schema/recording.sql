@@ -161,8 +161,8 @@ BEGIN
     SELECT s.*, type <> 'dispatched' AS terminal, CASE WHEN type = 'dispatched' THEN reported_at END AS dispatched_at,
            CASE WHEN s.shared
                      OR (SELECT to_regclass('{schema}.mailglass_suppressions') IS NOT NULL
-                                OR to_regprocedure('{schema}.mailglass_prune_events(integer, integer, uuid)')
-                                   IS NULL)
+                                OR to_regprocedure(
+                                     '{schema}.mailglass_reconcile_prune_events_v1(integer, integer, uuid)') IS NULL)
                      OR (SELECT true FROM {schema}.mailglass_deliveries AS d
                           WHERE hashtextextended(d.provider_message_id, 0) = hashtextextended(s.message_id, 0)
                             AND d.provider_message_id = s.message_id

@@ -59,11 +59,11 @@ $$;
 
 REVOKE ALL ON FUNCTION {schema}.mailglass_reconcile_hold_expired_v1() FROM PUBLIC;
 
--- step: function mailglass_prune_events [made here]
+-- step: function mailglass_reconcile_prune_events_v1 [made here]
 -- Deletes old events: of each delivery all, with the orphans linked to it, or none; and orphans that have expired. An
 -- event that a handler waits for or has given up on keeps its delivery's events. Its cursor is the last id of the page.
 -- It counts the expired orphans that it has left, because a session links one.
-CREATE OR REPLACE FUNCTION {schema}.mailglass_prune_events(
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_prune_events_v1(
     days integer, size integer, INOUT after_id uuid, OUT deleted bigint, OUT kept bigint)
   LANGUAGE plpgsql SECURITY DEFINER
 {our_settings} AS $$
@@ -157,11 +157,11 @@ BEGIN
 END;
 $$;
 
-REVOKE ALL ON FUNCTION {schema}.mailglass_prune_events(integer, integer, uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION {schema}.mailglass_reconcile_prune_events_v1(integer, integer, uuid) FROM PUBLIC;
 
--- step: function mailglass_prune_deliveries [made here]
+-- step: function mailglass_reconcile_prune_deliveries_v1 [made here]
 -- Deletes old deliveries that have no event left. Its cursor is the last row of the page in the order of the index.
-CREATE OR REPLACE FUNCTION {schema}.mailglass_prune_deliveries(
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_prune_deliveries_v1(
     days integer, size integer, INOUT after_tenant text, INOUT after_provider text, INOUT after_time timestamp,
     INOUT after_id uuid, OUT deleted bigint)
   LANGUAGE plpgsql SECURITY DEFINER
@@ -207,4 +207,5 @@ BEGIN
 END;
 $$;
 
-REVOKE ALL ON FUNCTION {schema}.mailglass_prune_deliveries(integer, integer, text, text, timestamp, uuid) FROM PUBLIC;
+REVOKE ALL
+  ON FUNCTION {schema}.mailglass_reconcile_prune_deliveries_v1(integer, integer, text, text, timestamp, uuid) FROM PUBLIC;

@@ -20,7 +20,7 @@ CONFLICT_INDEXES = {
 }
 """Mailglass's unique indexes that ON CONFLICT needs, with their columns."""
 
-RETENTION = ("mailglass_prune_events", "mailglass_prune_deliveries")
+RETENTION = ("mailglass_reconcile_prune_events_v1", "mailglass_reconcile_prune_deliveries_v1")
 """The functions that delete old rows; they exist only for tables that `migrate` made."""
 
 # Mailglass's own migrations make `mailglass_suppressions`; ours make the functions of retention, and one that refuses
@@ -32,7 +32,7 @@ SELECT bool_or(c.relname <> 'mailglass_suppressions')
                             WHERE n.nspname = :schema
                               AND (p.proname = 'mailglass_raise_immutability'
                                    AND p.prosrc LIKE '%mailglass_reconcile.retention%'
-                                   OR p.proname = 'mailglass_prune_events')))
+                                   OR p.proname = 'mailglass_reconcile_prune_events_v1')))
   FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
  WHERE n.nspname = :schema
    AND c.relname IN ('mailglass_suppressions', 'mailglass_events', 'mailglass_deliveries', 'mailglass_webhook_events')

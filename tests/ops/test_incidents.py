@@ -362,7 +362,7 @@ def documented_role(db: Any, admin: Any, name: str) -> Iterator[str]:
         connection.exec_driver_sql(f"CREATE ROLE {name} LOGIN PASSWORD 'secret'")
     try:
         schema = db.settings.database_schema
-        grants = (grant for grant in granting.STATEMENTS[name] if "mailglass_prune_" not in grant)
+        grants = (grant for grant in granting.STATEMENTS[name] if "mailglass_reconcile_prune_" not in grant)
         db.run("".join(grants).replace("ON SCHEMA public", f"ON SCHEMA {schema}"))
         url = make_url(db.url).set(username=name, password="secret")  # noqa: S106
         yield url.render_as_string(hide_password=False)

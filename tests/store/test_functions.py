@@ -24,7 +24,7 @@ SELECT proname, proconfig::text[] FROM pg_proc WHERE proname LIKE 'mailglass_rec
 
 WITH_THE_WRONG_CALLERS = """
 SELECT proname FROM pg_proc
- WHERE proname ~ '^mailglass_(reconcile|prune|open)_' AND prosecdef = has_function_privilege('public', oid, 'EXECUTE')
+ WHERE proname ~ '^mailglass_(reconcile|open)_' AND prosecdef = has_function_privilege('public', oid, 'EXECUTE')
 """
 
 

@@ -72,8 +72,8 @@ def acting_in(db, admin) -> Iterator:
                 .replace("ON SCHEMA public", f"ON SCHEMA {schema}")
                 .replace(documented, role)
             )
-            if db.value("SELECT to_regproc('mailglass_prune_events') IS NULL"):  # as on Mailglass's own tables
-                sql = re.sub(r"GRANT EXECUTE\s+ON FUNCTION mailglass_prune_.*?;", "", sql, flags=re.DOTALL)
+            if db.value("SELECT to_regproc('mailglass_reconcile_prune_events_v1') IS NULL"):  # as on Mailglass's
+                sql = re.sub(r"GRANT EXECUTE\s+ON FUNCTION mailglass_reconcile_prune_.*?;", "", sql, flags=re.DOTALL)
             connection.exec_driver_sql(sql)
         url = make_url(db.url).set(username=role, password="secret").render_as_string(hide_password=False)  # noqa: S106
         redis_url = db.settings.redis_url.get_secret_value()
@@ -200,7 +200,7 @@ def test_a_sweeper_links_manually(db, acting):
 def test_a_sweeper_deletes_old_events_through_the_functions_alone(db, acting):
     """Without EXECUTE, the error names the function; no role may delete directly."""
     orphan(db, postmark("m-1"), age_seconds=40 * 86_400)
-    function = "public.mailglass_prune_events(integer, integer, uuid)"
+    function = "public.mailglass_reconcile_prune_events_v1(integer, integer, uuid)"
     days = {"retention_events_days": 30, "retention_deliveries_days": 30}
     runner.migrate(db.engine, db.settings.model_copy(update=days), lambda line: None)
     settings = acting("mailglass_sweeper", **days)

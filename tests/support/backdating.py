@@ -42,7 +42,7 @@ def batch(name: str, days: int) -> str:
     """Return the call of retention's first batch, of `events` or `deliveries`."""
     nil = "00000000-0000-0000-0000-000000000000"
     cursor = {"events": f"'{nil}'", "deliveries": f"'', '', '-infinity', '{nil}'"}[name]
-    return f"public.mailglass_prune_{name}({days}, 100, {cursor})"
+    return f"public.mailglass_reconcile_prune_{name}_v1({days}, 100, {cursor})"
 
 
 EVENTS_BY_DELIVERY = """

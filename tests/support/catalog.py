@@ -63,7 +63,6 @@ OUR_NAMES = (
     "deliveries_recipient_idx",
     "deliveries_tenant_inserted_idx",
     "no_truncate",
-    "mailglass_prune_",
 )
 """Words that tell what is ours in a line of the catalog from what is Mailglass's."""
 

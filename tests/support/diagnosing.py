@@ -17,7 +17,11 @@ from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 from roles import temporary_role
 
-SWEEPERS = "".join(grant for grant in granting.STATEMENTS["mailglass_sweeper"] if "mailglass_prune_" not in grant)
+SWEEPERS = "".join(
+    grant for grant in granting.STATEMENTS["mailglass_sweeper"] if "mailglass_reconcile_prune_" not in grant
+)
+    grant for grant in granting.STATEMENTS["mailglass_sweeper"] if "mailglass_reconcile_prune_" not in grant
+)
 
 
 def report(*, repair: bool = False) -> list[Finding]:

@@ -15,8 +15,10 @@ SELECT pg_catalog.to_regrole('mailglass_writer') IS NOT NULL AS writer_exists,
        pg_catalog.to_regrole('mailglass_dispatcher') IS NOT NULL AS dispatcher_exists,
        pg_catalog.to_regrole('mailglass_eraser') IS NOT NULL AS eraser_exists,
        pg_catalog.to_regrole('mailglass_reader') IS NOT NULL AS reader_exists,
-       pg_catalog.to_regprocedure('mailglass_prune_events(integer, integer, uuid)') IS NOT NULL AS made_by_migrate,
-       pg_catalog.to_regprocedure('mailglass_prune_events(integer, integer, uuid)') IS NULL AS made_by_mailglass
+       pg_catalog.to_regprocedure('mailglass_reconcile_prune_events_v1(integer, integer, uuid)') IS NOT NULL
+         AS made_by_migrate,
+       pg_catalog.to_regprocedure('mailglass_reconcile_prune_events_v1(integer, integer, uuid)') IS NULL
+         AS made_by_mailglass
 \gset
 
 -- Only the owner of a schema and superusers can grant USAGE on it.
@@ -135,12 +137,13 @@ GRANT SELECT, DELETE ON mailglass_reconcile_refusals TO mailglass_sweeper;
 GRANT SELECT ON mailglass_reconcile_retention TO mailglass_sweeper;
 -- delete old events, if a retention is set
 \if :made_by_migrate
-GRANT EXECUTE ON FUNCTION mailglass_prune_events(integer, integer, uuid) TO mailglass_sweeper;
+GRANT EXECUTE ON FUNCTION mailglass_reconcile_prune_events_v1(integer, integer, uuid) TO mailglass_sweeper;
 \endif
 -- delete old deliveries, as above
 \if :made_by_migrate
 GRANT EXECUTE
-   ON FUNCTION mailglass_prune_deliveries(integer, integer, text, text, timestamp, uuid) TO mailglass_sweeper;
+   ON FUNCTION mailglass_reconcile_prune_deliveries_v1(integer, integer, text, text, timestamp, uuid)
+   TO mailglass_sweeper;
 \endif
 -- read recipients from raw webhooks
 \if :made_by_mailglass

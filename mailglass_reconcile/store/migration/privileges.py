@@ -212,7 +212,7 @@ def _required_privileges(settings: Settings, *, made_by_mailglass: bool) -> Iter
     for role in documented_roles():
         yield role, "", "USAGE", ""
     for required in documented_privileges():
-        is_retention = required.object.startswith("mailglass_prune_")
+        is_retention = required.object.startswith("mailglass_reconcile_prune_")
         if required.condition in conditions and (has_retention or not is_retention):
             for column in required.columns or ("",):
                 yield required.role, required.object, required.privilege, column

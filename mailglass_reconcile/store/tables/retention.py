@@ -33,13 +33,14 @@ INSERT INTO {schema}.mailglass_reconcile_retention (relation, days) VALUES ('REL
 
 _PRUNE_EVENTS = """
 SELECT after_id::text AS after_id, deleted, kept
-  FROM {schema}.mailglass_prune_events(CAST(:days AS integer), CAST(:size AS integer), CAST(:after_id AS uuid))
+  FROM {schema}.mailglass_reconcile_prune_events_v1(
+         CAST(:days AS integer), CAST(:size AS integer), CAST(:after_id AS uuid))
 """
 _PRUNE_DELIVERIES = """
 SELECT after_tenant, after_provider, after_time::text AS after_time, after_id::text AS after_id, deleted
-  FROM {schema}.mailglass_prune_deliveries(CAST(:days AS integer), CAST(:size AS integer), CAST(:after_tenant AS text),
-                                           CAST(:after_provider AS text), CAST(:after_time AS timestamp),
-                                           CAST(:after_id AS uuid))
+  FROM {schema}.mailglass_reconcile_prune_deliveries_v1(
+         CAST(:days AS integer), CAST(:size AS integer), CAST(:after_tenant AS text), CAST(:after_provider AS text),
+         CAST(:after_time AS timestamp), CAST(:after_id AS uuid))
 """
 
 

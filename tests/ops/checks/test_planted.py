@@ -173,7 +173,7 @@ def test_a_changed_header_of_a_function_is_found_and_restored(
     "statement",
     [
         "REVOKE EXECUTE ON FUNCTION mailglass_reconcile_append_v1(text) FROM PUBLIC",
-        "GRANT EXECUTE ON FUNCTION mailglass_prune_events TO PUBLIC",
+        "GRANT EXECUTE ON FUNCTION mailglass_reconcile_prune_events_v1 TO PUBLIC",
         "CREATE OR REPLACE FUNCTION mailglass_reconcile_credible_v1(occurred_at timestamp, arrived_at timestamp)"
         " RETURNS timestamp LANGUAGE sql IMMUTABLE AS 'SELECT $1'",
     ],

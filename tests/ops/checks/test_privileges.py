@@ -58,7 +58,7 @@ def test_a_retention_that_the_role_may_not_apply(db, role):
     mailglass_reconcile.configure(engine=mailglass_reconcile.runtime.get_engine(), settings=settings)
     finding = worst_finding("privileges")
     assert finding.status == ERROR
-    for function in ("mailglass_prune_events", "mailglass_prune_deliveries"):
+    for function in ("mailglass_reconcile_prune_events_v1", "mailglass_reconcile_prune_deliveries_v1"):
         assert f"EXECUTE on {function}(" in finding.message
     heal(db, finding.remedy)
     for table, setting in (("events", "EVENTS"), ("deliveries", "DELIVERIES")):

@@ -91,7 +91,7 @@ def test_each_privilege_of_a_documented_role_is_missed_and_granted_by_the_remedy
         for required in privileges.documented_privileges()
         if required.role == role
         and required.condition != "made_by_mailglass"
-        and not required.object.startswith("mailglass_prune_")
+        and not required.object.startswith("mailglass_reconcile_prune_")
     ]
     if len(revocable) == 1:
         db.run(f"GRANT SELECT ON {revocable[0][1]} TO {role}")

@@ -136,13 +136,13 @@ def test_tables_that_are_kept_get_their_retention_again(empty_database_url):
     """Removing our objects drops the functions, and migrating makes them again."""
     database = installation(empty_database_url)
     database.migrate()
-    functions = "SELECT count(*) FROM pg_proc WHERE proname LIKE 'mailglass_prune_%'"
+    functions = "SELECT count(*) FROM pg_proc WHERE proname LIKE 'mailglass_reconcile_prune_%'"
     assert database.values(functions) == [2]
     database.remove()
     assert database.values(functions) == [0]
     database.migrate()
     assert database.values(functions) == [2]
-    database.run("DROP FUNCTION mailglass_prune_events")
+    database.run("DROP FUNCTION mailglass_reconcile_prune_events_v1")
     assert not database.is_current()
 
 

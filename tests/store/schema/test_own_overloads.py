@@ -60,7 +60,7 @@ def _calling_statements() -> dict[str, str]:
         for path in sorted(PACKAGE.rglob("*.py"))
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
-        if re.search(r"\{schema\}\.mailglass_\w+_v1\(|\{schema\}\.mailglass_prune_\w+\(", node.value)
+        if re.search(r"\{schema\}\.mailglass_\w+_v1\(", node.value)
     }
 
 
@@ -147,4 +147,5 @@ def test_no_function_in_plpgsql_calls_an_overload(planted):
 
 def made_here(db: Database) -> bool:
     """Return True if `migrate` made the tables."""
-    return bool(db.value("SELECT count(*) FROM pg_proc WHERE proname = 'mailglass_prune_events' AND prokind = 'f'"))
+    statement = "SELECT count(*) FROM pg_proc WHERE proname = 'mailglass_reconcile_prune_events_v1' AND prokind = 'f'"
+    return bool(db.value(statement))

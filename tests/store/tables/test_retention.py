@@ -420,8 +420,8 @@ def test_the_cost_of_deleting_is_linear(db, set_limits):
 def buffers(db) -> tuple[int, int]:
     """Prune, and return the numbers of buffers that the functions have read, for events and for deliveries."""
     with (
-        meter.plans(db.engine, 'FROM "public".mailglass_prune_events') as of_events,
-        meter.plans(db.engine, 'FROM "public".mailglass_prune_deliveries') as of_deliveries,
+        meter.plans(db.engine, 'FROM "public".mailglass_reconcile_prune_events_v1') as of_events,
+        meter.plans(db.engine, 'FROM "public".mailglass_reconcile_prune_deliveries_v1') as of_deliveries,
     ):
         assert prune(db, 30, 30).failures == {}
     return of_events.buffers, of_deliveries.buffers
