@@ -20,8 +20,6 @@ from roles import temporary_role
 SWEEPERS = "".join(
     grant for grant in granting.STATEMENTS["mailglass_sweeper"] if "mailglass_reconcile_prune_" not in grant
 )
-    grant for grant in granting.STATEMENTS["mailglass_sweeper"] if "mailglass_reconcile_prune_" not in grant
-)
 
 
 def report(*, repair: bool = False) -> list[Finding]:
