@@ -121,7 +121,7 @@ def test_every_command_of_a_page_does_what_it_says(page, db, story, terminal, re
 
 def installs(text: str) -> None:
     """Check that a line installs the clone with existing extras; test_stories.py runs pip."""
-    (extra,) = re.fullmatch(r'pip install "\.\[(\w+)\]"', text).groups()
+    (extra,) = re.fullmatch(r'pip install "(?:\.|PATH_OF_THE_CLONE)\[(\w+)\]"', text).groups()
     project = tomllib.loads((pages.ROOT / "pyproject.toml").read_text())["project"]
     assert extra in project["optional-dependencies"]
 

@@ -208,6 +208,8 @@ def test_celery_with_an_app_of_its_own(reader, empty_database_url):
     reader.follow([working, calling])
     wait_until(lambda: tables.values(swept) == ["ok"] * 3)
     reader.paste(checking)
+    reader.follow(pages.section(page, "Receive the webhooks"))
+    assert tables.values("SELECT type FROM mailglass_events") == ["bounced"]
 
 
 def test_the_bundled_celery_app(reader):

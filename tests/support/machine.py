@@ -31,7 +31,7 @@ else
 fi
 """
 REDIS = "redis://localhost:6379/0"
-SERVER = re.compile(r"\b(?:uvicorn|flask .*\brun|runserver)\b")
+SERVER = re.compile(r"\b(?:uvicorn|flask .*\brun|runserver|mailglass-reconcile receive)\b")
 WORKER = re.compile(r"\bcelery -A \w+ (worker|beat)\b")
 
 
@@ -173,7 +173,7 @@ class Reader(ExitStack):
     def _install(self, command: str) -> None:
         """Run a line of pip in the clone; further extras need no second build."""
         if command not in self._machine.installed:
-            self._run(command.replace('".[', '"mailglass-reconcile['), self._machine.clone)
+            self._run(re.sub(r'"(\.|PATH_OF_THE_CLONE)\[', '"mailglass-reconcile[', command), self._machine.clone)
             self._machine.installed.add(command)
 
     def _run(self, command: str, where: Path) -> str:
@@ -184,7 +184,8 @@ class Reader(ExitStack):
         """Start a server on a free port until the reader is done, and wait until it listens."""
         port = free_port()
         match = re.search(r"runserver (\d+)", command)
-        self.ports[match[1] if match else "5000" if "flask" in command else "8000"] = port
+        usual = {"uvicorn": "8000", "flask": "5000", "mailglass-reconcile": "8081"}
+        self.ports[match[1] if match else next(usual[name] for name in usual if name in command)] = port
         command = command.replace(match[0], f"runserver {port} --noreload") if match else f"{command} --port {port}"
         self._start(re.sub(r"^MAILGLASS", "env MAILGLASS", command), port)
 
