@@ -1,6 +1,7 @@
 """Two databases of one application, as in `examples/several-databases`: one beat, one Redis, a worker for each."""
 
 import copy
+import datetime as dt
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import raw_webhooks
 from database import Database
 from faults.servers import Postgres, migrated_postgres
 from installation import Site
+from mailglass_reconcile import Sent, WebhookEvent, broadcast, record_send, record_webhook
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from processes import COMMAND
@@ -127,6 +129,23 @@ def freeze(server: Postgres, us: Region) -> Callable[[], None]:
             os.kill(process.pid, signal.SIGCONT)
 
     return thaw
+
+
+@pytest.mark.usefixtures("fleet")
+def test_an_application_records_in_the_database_of_the_connection_that_it_passes(eu, us):
+    """This process is configured for the other one."""
+    event = WebhookEvent(
+        type="delivered", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="e-1", message_id="m-1"
+    )
+    with us.db.begin() as connection:
+        early = record_webhook(connection, tenant_id="emca", provider="postmark", events=[event])
+    broadcast(early)
+    with us.db.begin() as connection:
+        sent = [Sent(recipient="ada@example.com", message_id="m-1")]
+        (delivery,) = record_send(connection, tenant_id="emca", provider="postmark", sent=sent)
+    assert delivery.linked == 1
+    wait_until(lambda: us.has_linked(1), PATIENCE)
+    assert eu.db.value("SELECT count(*) FROM mailglass_events") == 0
 
 
 @pytest.mark.parametrize("outage", [stop, freeze])
