@@ -12,7 +12,7 @@ PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
 
 CHECK = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed, and $(PYTHON) is " + sys.version.split()[0] + ": try make PYTHON=python3.13")'
 
-.PHONY: demo test test-all nightly faults soak broken mutation bench rabbitmq constraints freeze release clean
+.PHONY: demo test test-all nightly faults soak broken mutation bench scale rabbitmq constraints freeze release clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/mailglass-reconcile demo
@@ -49,6 +49,12 @@ mutation: $(VENV)/mutation.stamp
 # Takes half an hour on an idle machine, and prints the figures; ARGS="calls" runs one part, ARGS="--help" lists the options.
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m bench $(ARGS)
+
+# Measures costs against events in the ledger and against processes in three minutes, and draws docs/growth.svg;
+# ARGS="--history 100000 1000000 10000000" measures larger ledgers.
+scale: $(VENV)/test.stamp
+	$(BIN)/python -m bench growth --output bench/figures.json $(ARGS)
+	$(BIN)/python docs/reference.py
 
 # Needs Debian's package rabbitmq-server, and says so if it is missing.
 rabbitmq: $(VENV)/test.stamp

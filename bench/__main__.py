@@ -21,6 +21,7 @@ PARTS = {
     "calls": "one call of an application, and calls with many rows",
     "sweep": "sweeps that link, that match nothing, and of a misrouted campaign, on both kinds of tables",
     "backlog": "200,000 orphans, for one process and two",
+    "growth": "calls and links against events in the ledger (`--history`), links against processes",
     "sizing": "disk, WAL, prune and vacuum of a million messages a day, measured at a tenth",
 }
 COMPARABLE = ("calls", "sweep")
@@ -41,11 +42,14 @@ def main() -> None:
     parser.add_argument("--against", metavar="COMMIT", help=f"compare with this commit; only {', '.join(COMPARABLE)}")
     parser.add_argument("--output", metavar="FILE", type=Path, help="write the figures; other parts in it are kept")
     parser.add_argument("--quick", action="store_true", help=f"divide every size by {QUICK}, to test the benchmark")
+    parser.add_argument("--history", metavar="EVENTS", type=int, nargs="+", help="sizes of growth, in rising order")
     options = parser.parse_args()
     possible = COMPARABLE if options.against else tuple(PARTS)
     names = options.parts or list(possible)
     if unknown := [name for name in names if name not in possible]:
         parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(possible)}")
+    if options.history and options.history != sorted({*options.history} - {0, 1}):
+        parser.error("--history: name rising numbers of events")
     if options.output and not options.output.parent.is_dir():
         parser.error(f"--output: there is no folder {options.output.parent}")
     servers.exit_on_signals()
@@ -55,6 +59,7 @@ def main() -> None:
         other_commit(options.against) as tree,
         Testbed(postgres, redis_url, QUICK if options.quick else 1, options.against, tree) as testbed,
     ):
+        testbed.history = tuple(options.history or ())
         for name in names:
             print(f"\n{name}: {PARTS[name]}", flush=True)
             about = testbed.describe()

@@ -80,6 +80,8 @@ class Testbed(ExitStack):
         super().__init__()
         self.server, self.scale, self.against = postgres.url, scale, against
         self.rounds = 1 if scale > 1 else 5
+        self.history: tuple[int, ...] = ()
+        """Sizes of the part `growth`; empty if it chooses them."""
         self._data = postgres.directory / "data"
         self._environment = {**os.environ, "MAILGLASS_REDIS_URL": redis_url}
         self._trees = {"": ROOT} | ({"other ": other} if other else {})

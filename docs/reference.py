@@ -23,6 +23,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import click
+import growth_chart
 import json_schemas
 from prometheus_client.core import Metric
 
@@ -162,7 +163,9 @@ def generated() -> dict[Path, str]:
         page: LIMIT.sub(with_limit, MARKED.sub(lambda match: match[1] + texts[match[2]] + match[4], text))
         for page, text in pages.items()
     }
-    return files | {SCHEMAS / f"{name}.json": text for name, text in json_schemas.texts().items()}
+    picture = growth_chart.draw(json.loads(FIGURES.read_text())["growth"])
+    schemas = {SCHEMAS / f"{name}.json": text for name, text in json_schemas.texts().items()}
+    return files | {DOCS / "growth.svg": picture} | schemas
 
 
 def owners_markers() -> dict[str, Any]:

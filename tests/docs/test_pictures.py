@@ -8,7 +8,7 @@ import pytest
 pytestmark = pytest.mark.version_independent
 
 DOCS = Path(__file__).parents[2] / "docs"
-PICTURES = [DOCS / "race.svg", DOCS / "data.svg"]
+PICTURES = [DOCS / "race.svg", DOCS / "data.svg", DOCS / "growth.svg"]
 
 
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda path: path.name)

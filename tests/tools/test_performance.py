@@ -43,7 +43,7 @@ def test_compared_calls_do_the_same_work(db, kind):
 @pytest.mark.long
 def test_every_part_of_the_benchmark_writes_its_figures_beside_those_that_are_kept(tmp_path):
     """Its processes are forked, which would change what it measures."""
-    output, parts = tmp_path / "figures.json", ["calls", "sweep", "backlog", "sizing"]
+    output, parts = tmp_path / "figures.json", ["calls", "sweep", "backlog", "growth", "sizing"]
     output.write_text('{"kept": {"figures": []}}')
     command = processes.forking("import runpy; runpy.run_module('bench', run_name='__main__', alter_sys=True)")
     options = ["--quick", "--output", str(output), *parts]
