@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 import time
@@ -52,7 +51,7 @@ from mailglass_reconcile.store.tables import open_orphans, stored_keys
 from mailglass_reconcile.store.tables.open_orphans import Cursor, OrphanRow
 from mailglass_reconcile.store.tables.runs import COUNTS, Origin, Run, RunKind
 from mailglass_reconcile.store.tables.stored_keys import StoredKeys
-from mailglass_reconcile.sweep import reading, run_log
+from mailglass_reconcile.sweep import garbage, reading, run_log
 from mailglass_reconcile.sweep.background_iterator import run_ahead
 from mailglass_reconcile.sweep.counters import SweepCounters
 from mailglass_reconcile.sweep.reading import ChunkReader, SliceResult
@@ -134,7 +133,7 @@ class Sweep:
         # A sweep that cannot connect is reported, too.
         with (
             # In an application's process the collector is the application's.
-            nullcontext() if self.origin == "python" else _collector_paused(),
+            nullcontext() if self.origin == "python" else garbage.collecting_seldom(),
             nullcontext() if self.dry_run else run_log.reporting(self.kind, self._as_run),
             on or self.database.connect() as connected,
         ):
@@ -496,15 +495,3 @@ def _by_delivery(matches: Sequence[OrphanMatch]) -> list[tuple[str, str]]:
         if delivery_id:
             pairs_by_delivery.setdefault(delivery_id, []).append((match.orphan.event_id, delivery_id))
     return list(chain.from_iterable(pairs_by_delivery.values()))
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Spare Python's garbage collector a sweep's many objects: it would walk through them for half of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -520,22 +520,31 @@ def test_a_second_sweep_with_another_engine_sees_the_same(db):
     assert reconcile().scanned == 0
 
 
-@pytest.mark.parametrize("origin", ["python", "command"])
+@pytest.mark.parametrize("origin", ["python", "call"])
 @pytest.mark.parametrize("enabled", [True, False])
-def test_the_garbage_collector_is_as_it_was_after_a_sweep_that_broke_off(db, enabled, origin):
-    """In our own processes it is paused for a whole sweep; an application's is not changed."""
+def test_the_garbage_collector_goes_on_during_a_sweep_and_is_as_it_was_after_two_at_once(db, enabled, origin):
+    """In a worker it runs less often meanwhile, also for other tasks of the process; in an application as ever."""
     insert_pairs(db, ["one"])
-    observed = []
+    before, observed = (gc.isenabled(), gc.get_threshold()), []
+
+    def observe():
+        observed.append((gc.isenabled(), gc.get_threshold()))
 
     def break_off(result):
-        observed.append(gc.isenabled())
+        observe()
+        reconciler.prepare(origin=origin).run()
+        observe()
         raise RuntimeError("broken off")
 
+    gc.set_threshold(600, 5, 7)
     if not enabled:
         gc.disable()
     try:
         with pytest.raises(RuntimeError, match="broken off"):
             sweeping.run(reconciler.prepare(origin=origin), break_off)
-        assert (observed, gc.isenabled()) == ([enabled and origin == "python"], enabled)
+        observe()
+        during = (enabled, (600 if origin == "python" else 5_000, 5, 7))
+        assert observed == [during, during, (enabled, (600, 5, 7))]
     finally:
         gc.enable()
+        gc.set_threshold(*before[1])
