@@ -24,6 +24,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
+from weakref import WeakSet
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -389,6 +390,8 @@ def attach_actions(connection_or_session: sa.Connection | Session, recorded: lis
 
 
 _KEY = "mailglass_reconcile.pending"
+_sessions: WeakSet[Session] = WeakSet()
+"""The Sessions to which we listen."""
 
 
 class _Pending(NamedTuple):
@@ -402,11 +405,14 @@ def _add_to_session(session: Session, connection: sa.Connection, actions: Sequen
     pending: _Pending | None = session.info.get(_KEY)
     if pending is None or pending.connection is not connection:
         pending = session.info[_KEY] = _Pending(connection, [])
+        # Each session costs 16 µs. Listening to the class would concern every session of the process.
+        if session not in _sessions:
+            _sessions.add(session)
+            sa.event.listen(session, "after_commit", _on_commit)
+            sa.event.listen(session, "after_transaction_end", _on_transaction_end)
     pending.actions.extend(actions)
 
 
-# For every session of the process: listening to one after the other costs as much as a statement.
-@sa.event.listens_for(Session, "after_commit")
 def _on_commit(session: Session) -> None:
     pending: _Pending | None = session.info.get(_KEY)
     # Still in a transaction: only a savepoint was released, or the transaction is the caller's.
@@ -416,7 +422,6 @@ def _on_commit(session: Session) -> None:
             _enqueue(pending.actions)
 
 
-@sa.event.listens_for(Session, "after_transaction_end")
 def _on_transaction_end(session: Session, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
         session.info.pop(_KEY, None)

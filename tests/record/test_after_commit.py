@@ -670,3 +670,20 @@ def test_asynchronous_calls_through_pgbouncer_in_transaction_mode(db, caplog):
         asyncio.run(main(url))
         settle()
     check_pairs(db, caplog)
+
+
+def test_only_a_session_that_records_has_a_listener_and_one_however_often_it_records(db):
+    """Other sessions of the process, and those of other libraries, are left alone."""
+    engine, moments = db.engine, ("after_commit", "after_transaction_end")
+
+    def count(session):
+        return [len(list(getattr(session.dispatch, moment))) for moment in moments]
+
+    with Session(engine) as recording, Session(engine) as other:
+        for number in (1, 2):
+            record_send(
+                recording, provider="postmark", sent=[Sent(recipient="ada@example.com", message_id=f"m-{number}")]
+            )
+            recording.commit()
+        assert (count(recording), count(other)) == ([1, 1], [0, 0])
+    assert flush()
