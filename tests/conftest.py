@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 import marking
+import revision_files
 
 FIXTURES = (
     "mailglass_reconcile.testing.plugin",
@@ -64,7 +65,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Load the fixtures, but not in the process that only hands tests to workers: they start a second sooner."""
+    """Load the fixtures, but not in the process that only hands tests to workers: they start a second sooner.
+
+    With a revision whose id differs from its file's name, every test of a database would fail for lack of a function.
+    """
+    if sentences := list(revision_files.find_misnamed(*map(revision_files.load, revision_files.FOLDERS))):
+        raise pytest.UsageError("\n".join(sentences))
     if config.getoption("dist", "no") == "no":
         for name in FIXTURES:
             config.pluginmanager.import_plugin(name)

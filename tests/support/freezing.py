@@ -25,7 +25,13 @@ def copy_checkout(folder: Path) -> None:
         if name and (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    for arguments in (("init", "--quiet"), ("add", "--all"), (*IDENTITY, "commit", "--quiet", "--message", "A copy")):
+    subprocess.run(("git", "init", "--quiet"), cwd=folder, check=True)
+    commit(folder)
+
+
+def commit(folder: Path) -> None:
+    """Commit everything in a copy."""
+    for arguments in (("add", "--all"), (*IDENTITY, "commit", "--quiet", "--message", "A copy")):
         subprocess.run(("git", *arguments), cwd=folder, check=True)
 
 
@@ -42,5 +48,5 @@ def freeze(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def is_frozen(folder: Path) -> bool:
-    """Return True if a checkout was frozen before."""
-    return (folder / "alembic/versions/0001_initial.py").exists()
+    """Return True if a checkout was frozen for its version."""
+    return f"\n## {VERSION} (to be released)\n" not in (folder / "CHANGELOG.md").read_text()

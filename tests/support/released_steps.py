@@ -1,4 +1,4 @@
-"""The digests of each release's revisions and repeatable steps, in `released_steps.json`.
+"""The schema of each release, by its newest revision, in `released_steps.json`; and what a later one may not change.
 
 `make freeze` runs this as a program, and `make release` runs it with `--check`.
 """
@@ -7,61 +7,118 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
+import revision_files
 from mailglass_reconcile.store.schema import revision, script
 from mailglass_reconcile.store.schema.script import SchemaStep
 
 PATH = Path(__file__).with_suffix(".json")
+SCHEMA = "alembic/schema"
+TABLES = "mailglass_reconcile/store/schema/revision.py"
+_ARGUMENTS = re.compile(r" FUNCTION \{schema\}\.\w+(\(.*?)\s+LANGUAGE ", re.DOTALL)
+
+Releases = Mapping[str, Mapping[str, str]]
+"""What `describe` returns for the schema of each release, by its newest revision."""
 
 
-def load_releases() -> dict[str, dict[str, str]]:
-    """Return the digests of the revisions and steps by name, of each released revision."""
+class Schema(NamedTuple):
+    """The schema of a checkout.
+
+    Attributes:
+        steps: What is repeatable.
+        revisions: The texts of Alembic's revisions, by file name.
+        tables: The columns of each table.
+    """
+
+    steps: tuple[SchemaStep, ...]
+    revisions: Mapping[str, str]
+    tables: Mapping[str, str]
+
+
+def get_version(schema: Schema) -> str:
+    """Return the id of the newest revision."""
+    return revision_files.get_id(max(schema.revisions))
+
+
+def load_releases() -> Releases:
+    """Return the description of each release."""
     return json.loads(PATH.read_text())
 
 
-def load_revisions() -> dict[str, str]:
-    """Return the text of each revision's file, by its id."""
-    files = (script.find_folder() / "versions").glob("*.py")
-    return {path.name.partition("_")[0]: path.read_text() for path in files}
+def load_schema() -> Schema:
+    """Return the schema of this checkout."""
+    return Schema(script.steps(), revision_files.load(revision_files.REVISIONS), revision.TABLES)
 
 
-def find_changes(
-    releases: Mapping[str, Mapping[str, str]],
-    version: str,
-    steps: Iterable[SchemaStep],
-    revisions: Mapping[str, str],
-) -> Iterable[str]:
+def find_tables_before(releases: Releases, id_: str) -> dict[str, set[str]]:
+    """Return the columns of each table that processes of the version before a revision use."""
+    before = releases[max((release for release in releases if release < id_), default="")] if releases else {}
+    tables = {name.split()[1]: columns for name, columns in before.items() if name.startswith("table ")}
+    return {table: set(columns.split()) for table, columns in tables.items()}
+
+
+def find_changes(releases: Releases, schema: Schema) -> Iterator[str]:
     """Yield a sentence for each change that an older process or database of a release cannot stand."""
-    digests = digests_of(steps, revisions)
-    for release, released in releases.items():
-        for name, digest in released.items():
-            if name.startswith("revision ") and digests.get(name) != digest:
-                yield f"{name} is not as it was released: databases that have it do not run it again, add another one"
-            elif re.search(r"_v\d+$", name) and release[0] == version[0] and digests.get(name) != digest:
-                change = "has another text than" if name in digests else "is gone, which was there"
-                yield f"{name} {change} at revision {release}, which still calls it: add a new version, and keep it"
-    steps_of = {name: digest for name, digest in digests.items() if not name.startswith("revision ")}
-    if version in releases and not steps_of.items() <= releases[version].items():
-        yield f"a step differs from the release of revision {version}: add a revision, empty if need be"
-    elif version in releases and releases[version].keys() != digests.keys():
-        yield f"a step of the release of revision {version} is gone: add a revision, which drops its object"
+    current, version = describe(schema), get_version(schema)
+    released = {name: (id_, text) for id_ in sorted(releases) for name, text in releases[id_].items()}
+    changed = {name: release for name, (release, text) in released.items() if current.get(name) != text}
+    for name, release in changed.items():
+        if name.startswith("revision "):
+            path = f"{revision_files.REVISIONS}/{name.split()[1]}"
+            yield f"{path} is not as it was released: restore it, and add a revision"
+        elif re.search(r"^arguments |_v\d+$", name):
+            if release[0] == version[0]:
+                change = _describe_change(name, current)
+                yield f"{find_file(name)}: {change} revision {release}, whose processes call it"
+        elif release == version and f"arguments of {name}" not in changed:
+            yield f"{find_file(name)}: {name} is not as at revision {release}: add a revision, empty if need be"
+    for name in sorted(current.keys() - releases.get(version, current).keys()):
+        yield f"{find_file(name)}: {name} is not in revision {version}: add a revision, empty if need be"
 
 
-def digests_of(steps: Iterable[SchemaStep], revisions: Mapping[str, str]) -> dict[str, str]:
-    """Return the digests of steps and revisions by name.
+def _describe_change(name: str, current: Mapping[str, str]) -> str:
+    """Return what has become of a function that processes of a release call, and the remedy."""
+    function = name.removeprefix("arguments of ")
+    if name not in current:
+        return f"restore {function}, which is gone: it belongs to"
+    change = "other arguments" if name != function else "another text"
+    return f"give {change} to a function of another name, because {function} belongs to"
+
+
+def describe(schema: Schema) -> dict[str, str]:
+    """Return the digests of steps and revisions, the columns of tables, and the arguments of functions, by name.
 
     A function may get other planner settings without another name: `{our_settings}` stands there as in its file. The
-    types of events are filled in, because another type is another behaviour.
+    types of events are filled in, because another type is another behaviour. A function that has its version in its
+    name never changes, of the others, but for those of triggers, only the text.
     """
-    return {
-        **{
-            f"{step.kind} {step.name}": _digest(step.sql.replace(script.OUR_SETTINGS, "{our_settings}"))
-            for step in steps
-        },
-        **{f"revision {id_}": _digest(text) for id_, text in revisions.items()},
+    texts = {
+        f"{step.kind} {step.name}": step.sql.replace(script.OUR_SETTINGS, "{our_settings}") for step in schema.steps
     }
+    return {
+        **{name: _digest(text) for name, text in texts.items()},
+        **{f"revision {name}": _digest(text) for name, text in schema.revisions.items()},
+        **{f"table {name}": columns for name, columns in schema.tables.items()},
+        **{
+            f"arguments of function {step.name}": " ".join(_ARGUMENTS.findall(step.sql)[0].split())
+            for step in schema.steps
+            if step.kind == "function" and not step.is_trigger_function and not re.search(r"_v\d+$", step.name)
+        },
+    }
+
+
+def find_file(name: str) -> str:
+    """Return the file that has a step or the columns of a table; the folder, if none does."""
+    if name.startswith("table "):
+        return TABLES
+    mark = f"-- step: {name.removeprefix('arguments of ')}"
+    files = (
+        path for path in (script.find_folder() / "schema").glob("*.sql") if re.search(rf"{mark}\b", path.read_text())
+    )
+    return next((f"{SCHEMA}/{path.name}" for path in files), SCHEMA)
 
 
 def _digest(text: str) -> str:
@@ -69,20 +126,20 @@ def _digest(text: str) -> str:
 
 
 def add_release() -> None:
-    """Add the digests of the newest revision, or end with exit code 1 if a released text has changed."""
-    releases, revisions = load_releases(), load_revisions()
-    if changes := list(find_changes(releases, revision.VERSION, script.steps(), revisions)):
+    """Add the description of the newest revision, or end with exit code 1 if a released text has changed."""
+    releases, schema = load_releases(), load_schema()
+    if changes := list(find_changes(releases, schema)):
         sys.exit("\n".join(f"nothing was changed: {change}" for change in changes))
-    releases.setdefault(revision.VERSION, digests_of(script.steps(), revisions))
-    PATH.write_text(json.dumps(releases, indent=1, sort_keys=True) + "\n")
+    added = {get_version(schema): describe(schema), **releases}
+    PATH.write_text(json.dumps(added, indent=1, sort_keys=True) + "\n")
 
 
 def check_release() -> None:
     """End with exit code 1 and a line if the newest revision has no digests, or if a released text has changed."""
-    releases = load_releases()
-    if revision.VERSION not in releases:
-        sys.exit(f"revision {revision.VERSION} has no digests: run `make freeze`")
-    if changes := list(find_changes(releases, revision.VERSION, script.steps(), load_revisions())):
+    releases, schema = load_releases(), load_schema()
+    if get_version(schema) not in releases:
+        sys.exit(f"revision {get_version(schema)} has no digests: run `make freeze`")
+    if changes := list(find_changes(releases, schema)):
         sys.exit("; ".join(changes))
 
 

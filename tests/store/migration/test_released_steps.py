@@ -2,54 +2,103 @@
 
 import pytest
 
+import revision_files
 from mailglass_reconcile.store.schema import revision, script
-from released_steps import digests_of, find_changes, load_releases, load_revisions
+from released_steps import Schema, describe, find_changes, load_releases, load_schema
 
-FIRST = {"0001": "op.create_table()"}
-RELEASES = {"0001": digests_of(script.steps(), FIRST)}
-SECOND = {**FIRST, "0002": "pass"}
+FIRST = {"0001_initial.py": "op.create_table()"}
+SECOND = {**FIRST, "0002_priority.py": "pass"}
+RELEASES = {"0001": describe(Schema(script.steps(), FIRST, revision.TABLES))}
+LINK = "mailglass_reconcile_link_v1"
+PRUNE = "mailglass_prune_events"
+
+
+def find(revisions, *, steps=(), tables=revision.TABLES):
+    return list(find_changes(RELEASES, Schema(tuple(steps) or script.steps(), revisions, tables)))
+
+
+def replace(name, old, new):
+    """Return all steps, of which one has another text."""
+    assert any(old in step.sql for step in script.steps() if step.name == name)
+    return [step._replace(sql=step.sql.replace(old, new)) if step.name == name else step for step in script.steps()]
 
 
 def test_the_schema_is_that_of_the_releases():
     """Otherwise `migrate` of the version before would put its older text back while an update rolls out."""
-    assert list(find_changes(load_releases(), revision.VERSION, script.steps(), load_revisions())) == []
+    assert list(find_changes(load_releases(), load_schema())) == []
+
+
+def test_a_revision_without_its_id_or_a_migration_of_django_s_is_named():
+    """No test runs before."""
+    revisions = {f"{id_}_a.py": f'\nrevision = "{id_}"\n' for id_ in ("0001", "0002")}
+    migrations = {f"{id_}_a.py": f'Migrate("{id_}")' for id_ in ("0001", "0002")}
+    assert list(revision_files.find_misnamed(revisions, migrations)) == []
+    [sentence] = revision_files.find_misnamed({**revisions, "0002_a.py": '\nrevision = "0003"\n'}, migrations)
+    assert sentence.startswith("alembic/versions/0002_a.py has another revision inside than 0002: rename the file")
+    for others in ({"0001_a.py": 'Migrate("0001")', "0002_b.py": 'Migrate("0002")'}, {**migrations, "0002_a.py": ""}):
+        [sentence] = revision_files.find_misnamed(revisions, others)
+        assert sentence.startswith(f'{revision_files.MIGRATIONS}/0002_a.py is missing, or lacks Migrate("0002")')
 
 
 def test_a_changed_trigger_needs_a_revision():
     """Until then a process of the release would take the database for its own."""
-    changed = [step._replace(sql=f"{step.sql}\n--") if step.kind == "trigger" else step for step in script.steps()]
-    assert list(find_changes(RELEASES, "0001", script.steps(), FIRST)) == []
-    [sentence] = find_changes(RELEASES, "0001", changed, FIRST)
+    changed = replace("mailglass_open_orphans_add", "WHEN (", "WHEN\n(")
+    assert find(FIRST) == []
+    [sentence] = find(FIRST, steps=changed)
+    assert sentence.startswith("alembic/schema/open_orphans.sql: trigger mailglass_open_orphans_add is not as at")
     assert sentence.endswith("add a revision, empty if need be")
-    assert list(find_changes(RELEASES, "0002", changed, SECOND)) == []
+    assert find(SECOND, steps=changed) == []
 
 
-def test_a_released_function_never_changes():
+def test_a_new_step_and_a_new_column_need_a_revision():
+    step = script.steps()[0]._replace(name="mailglass_reconcile_new_idx")
+    [sentence] = find(FIRST, steps=(*script.steps(), step))
+    assert "mailglass_reconcile_new_idx is not in revision 0001: add a revision" in sentence
+    tables = {**revision.TABLES, "mailglass_open_orphan_ids": "event_id position candidate_id region"}
+    [sentence] = find(FIRST, tables=tables)
+    assert sentence.startswith("mailglass_reconcile/store/schema/revision.py: table mailglass_open_orphan_ids")
+    assert find(SECOND, tables=tables) == []
+
+
+@pytest.mark.parametrize("revisions", [FIRST, SECOND])
+def test_a_released_function_never_changes(revisions):
     """Processes of the release still call it, whatever revision comes with the change."""
-    name = "mailglass_reconcile_link_v1"
-    changed = [step._replace(sql=f"{step.sql}\n--") if step.name == name else step for step in script.steps()]
-    [sentence] = find_changes(RELEASES, "0002", changed, SECOND)
-    assert sentence.startswith(f"function {name} has another text")
+    [sentence] = find(revisions, steps=replace(LINK, "BEGIN", "BEGIN --"))
+    assert sentence.startswith(
+        f"alembic/schema/linking.sql: give another text to a function of another name, because function {LINK}"
+    )
 
 
-@pytest.mark.parametrize(("version", "is_needed"), [("0002", True), ("1001", False)])
-def test_a_released_function_stays_until_the_next_major_version(version, is_needed):
+@pytest.mark.parametrize("revisions", [FIRST, SECOND])
+def test_a_function_without_a_version_keeps_its_arguments(revisions):
+    """Another text is another matter: with a revision it may change."""
+    [sentence] = find(revisions, steps=replace(PRUNE, "days integer", "age integer"))
+    assert sentence.startswith(
+        "alembic/schema/retention.sql: give other arguments to a function of another name, because"
+    )
+    assert find(SECOND, steps=replace(PRUNE, "BEGIN", "BEGIN --")) == []
+
+
+@pytest.mark.parametrize(("name", "is_needed"), [("0002_priority.py", True), ("1001_next.py", False)])
+@pytest.mark.parametrize("function", [LINK, PRUNE])
+def test_a_released_function_stays_until_the_next_major_version(function, name, is_needed):
     """A database that the new version makes would not have it, and processes of the release work on such a one."""
-    name = "mailglass_reconcile_link_v1"
-    left = [step for step in script.steps() if step.name != name]
-    sentences = list(find_changes(RELEASES, version, left, {**FIRST, version: "pass"}))
-    assert [sentence.startswith(f"function {name} is gone") for sentence in sentences] == [True] * is_needed
+    remaining = [step for step in script.steps() if step.name != function]
+    sentences = find({**FIRST, name: "pass"}, steps=remaining)
+    assert [f"restore function {function}, which is gone" in sentence for sentence in sentences] == [True] * is_needed
 
 
 def test_a_step_that_goes_needs_a_revision_that_drops_its_object():
-    left = [step for step in script.steps() if step.name != "mailglass_handler_outbox_finished_idx"]
-    [sentence] = find_changes(RELEASES, "0001", left, FIRST)
-    assert sentence.endswith("add a revision, which drops its object")
-    assert list(find_changes(RELEASES, "0002", left, SECOND)) == []
+    remaining = [step for step in script.steps() if step.name != "mailglass_handler_outbox_finished_idx"]
+    [sentence] = find(FIRST, steps=remaining)
+    assert sentence.startswith(
+        "alembic/schema/handlers.sql: index mailglass_handler_outbox_finished_idx is not as at revision 0001"
+    )
+    assert find(SECOND, steps=remaining) == []
 
 
-@pytest.mark.parametrize("revisions", [{"0002": "pass"}, {"0001": "op.create_table() # and a column", "0002": "pass"}])
-def test_a_released_revision_never_changes(revisions):
+@pytest.mark.parametrize("changed", [{}, {"0001_initial.py": "op.create_table() # and a column"}])
+def test_a_released_revision_never_changes(changed):
     """A database that has run it would lack what is new in it, and its revision would say that it has all."""
-    [sentence] = find_changes(RELEASES, "0002", script.steps(), revisions)
-    assert sentence.startswith("revision 0001 is not as it was released")
+    [sentence] = find({"0002_priority.py": "pass", **changed})
+    assert sentence.startswith("alembic/versions/0001_initial.py is not as it was released: restore it")

@@ -26,18 +26,14 @@ from catalog import Installation, client, installation, lines_of_ours, live, url
 from freezing import ROOT, copy_checkout, freeze
 from history import ORPHAN, insert_history, new_id, write_until
 from mailglass_reconcile.store.migration import runner
-from mailglass_reconcile.store.schema.revision import VERSION
 from marking import nightly_unless
 from processes import Process
-from revisions import LATER, NEXT, RECIPE
+from revisions import HEAD, LATER, NEXT, RECIPE
 from waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.slow
 
 LAST_RELEASE = ROOT / "tests" / "support" / "last_release"
-BEFORE = VERSION[:4]
-"""The revision of the version before."""
-
 COLUMN = f'''"""The region of open orphans."""
 
 import sqlalchemy as sa
@@ -46,7 +42,7 @@ from alembic import op
 from mailglass_reconcile.store.migration.operations import schema_name
 
 revision = "{NEXT}"
-down_revision = "{BEFORE}"
+down_revision = "{HEAD}"
 
 
 def upgrade() -> None:
@@ -136,6 +132,7 @@ class Version:
 
     def __init__(self, folder: Path, redis_url: str) -> None:
         self.folder, self.redis_url = folder, redis_url
+        self.revision = max(path.name[:4] for path in folder.glob("alembic/versions/[0-9]*.py"))
         self._forker = processes.Forker(Path(sys.executable), os.environ, IMPORTED, folder)
 
     def start(self, database: Installation, *arguments: str, stdin: bool = False) -> AbstractContextManager[Process]:
@@ -317,8 +314,8 @@ def test_the_version_before_goes_on_and_leaves_functions_of_the_newer_one(
     complete = database.objects()
     for way in (COMMAND, ALEMBIC):
         assert (
-            f"warning: nothing was changed, because the database is at revision {LATER}, this version knows {BEFORE}"
-            in version_before.run(database, *way)
+            f"warning: nothing was changed, because the database is at revision {LATER}, this version knows"
+            f" {version_before.revision}" in version_before.run(database, *way)
         )
     assert version_before.run(database, *COMMAND, "--check") == f"at revision {LATER}\n"
     with version_before.start(database, *COMMAND, "--remove", "--yes") as removing:
@@ -460,11 +457,11 @@ def test_each_way_removes_the_objects_of_all_revisions(empty_database_url, next_
 @pytest.mark.parametrize(
     "arguments",
     [
-        (*DOWNGRADE, BEFORE),
+        (*DOWNGRADE, HEAD),
         (*DOWNGRADE, "-1"),
-        (*DOWNGRADE, f"{LATER}:{BEFORE}", "--sql"),
-        ("-m", "alembic", "upgrade", BEFORE),
-        ("-c", MANAGE, "mailglass_reconcile", BEFORE),
+        (*DOWNGRADE, f"{LATER}:{HEAD}", "--sql"),
+        ("-m", "alembic", "upgrade", HEAD),
+        ("-c", MANAGE, "mailglass_reconcile", HEAD),
     ],
     ids=lambda arguments: " ".join(arguments[1:]).replace(MANAGE, "django"),
 )
