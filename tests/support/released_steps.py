@@ -18,7 +18,6 @@ from mailglass_reconcile.store.schema.script import SchemaStep
 PATH = Path(__file__).with_suffix(".json")
 SCHEMA = "alembic/schema"
 TABLES = "mailglass_reconcile/store/schema/revision.py"
-_ARGUMENTS = re.compile(r" FUNCTION \{schema\}\.\w+(\(.*?)\s+LANGUAGE ", re.DOTALL)
 
 Releases = Mapping[str, Mapping[str, str]]
 """What `describe` returns for the schema of each release, by its newest revision."""
@@ -55,7 +54,7 @@ def load_schema() -> Schema:
 
 def find_tables_before(releases: Releases, id_: str) -> dict[str, set[str]]:
     """Return the columns of each table that processes of the version before a revision use."""
-    before = releases[max((release for release in releases if release < id_), default="")] if releases else {}
+    before = releases.get(max((release for release in releases if release < id_), default=""), {})
     tables = {name.split()[1]: columns for name, columns in before.items() if name.startswith("table ")}
     return {table: set(columns.split()) for table, columns in tables.items()}
 
@@ -69,31 +68,21 @@ def find_changes(releases: Releases, schema: Schema) -> Iterator[str]:
         if name.startswith("revision "):
             path = f"{revision_files.REVISIONS}/{name.split()[1]}"
             yield f"{path} is not as it was released: restore it, and add a revision"
-        elif re.search(r"^arguments |_v\d+$", name):
+        elif re.search(r"_v\d+$", name):
             if release[0] == version[0]:
-                change = _describe_change(name, current)
-                yield f"{find_file(name)}: {change} revision {release}, whose processes call it"
-        elif release == version and f"arguments of {name}" not in changed:
+                change = "differs from" if name in current else "is gone since"
+                yield f"{find_file(name)}: {name} {change} revision {release}, which calls it: restore it, add a _v2"
+        elif release == version:
             yield f"{find_file(name)}: {name} is not as at revision {release}: add a revision, empty if need be"
     for name in sorted(current.keys() - releases.get(version, current).keys()):
         yield f"{find_file(name)}: {name} is not in revision {version}: add a revision, empty if need be"
 
 
-def _describe_change(name: str, current: Mapping[str, str]) -> str:
-    """Return what has become of a function that processes of a release call, and the remedy."""
-    function = name.removeprefix("arguments of ")
-    if name not in current:
-        return f"restore {function}, which is gone: it belongs to"
-    change = "other arguments" if name != function else "another text"
-    return f"give {change} to a function of another name, because {function} belongs to"
-
-
 def describe(schema: Schema) -> dict[str, str]:
-    """Return the digests of steps and revisions, the columns of tables, and the arguments of functions, by name.
+    """Return the digests of steps and revisions, and the columns of tables, by name.
 
     A function may get other planner settings without another name: `{our_settings}` stands there as in its file. The
-    types of events are filled in, because another type is another behaviour. A function that has its version in its
-    name never changes, of the others, but for those of triggers, only the text.
+    types of events are filled in, because another type is another behaviour.
     """
     texts = {
         f"{step.kind} {step.name}": step.sql.replace(script.OUR_SETTINGS, "{our_settings}") for step in schema.steps
@@ -102,11 +91,6 @@ def describe(schema: Schema) -> dict[str, str]:
         **{name: _digest(text) for name, text in texts.items()},
         **{f"revision {name}": _digest(text) for name, text in schema.revisions.items()},
         **{f"table {name}": columns for name, columns in schema.tables.items()},
-        **{
-            f"arguments of function {step.name}": " ".join(_ARGUMENTS.findall(step.sql)[0].split())
-            for step in schema.steps
-            if step.kind == "function" and not step.is_trigger_function and not re.search(r"_v\d+$", step.name)
-        },
     }
 
 
@@ -114,7 +98,7 @@ def find_file(name: str) -> str:
     """Return the file that has a step or the columns of a table; the folder, if none does."""
     if name.startswith("table "):
         return TABLES
-    mark = f"-- step: {name.removeprefix('arguments of ')}"
+    mark = f"-- step: {name}"
     files = (
         path for path in (script.find_folder() / "schema").glob("*.sql") if re.search(rf"{mark}\b", path.read_text())
     )
