@@ -57,17 +57,23 @@ def _links(testbed: Testbed, tables: Tables, worker: Worker, other_worker: Worke
             updated, hot = connection.execute(UPDATES).fetchall()[0]
         return {"rate": links / seconds, "wal": wal, "hot": 100 * hot / max(updated, 1)}
 
-    def bare() -> dict[str, Any]:
-        return {"rate": links / statements.run_bare_statement(testbed.copy("storm", "bare run"))}
+    def run_by_hand() -> dict[str, Any]:
+        return {
+            "batches": links / statements.run_batches(testbed.copy("storm", "run by hand")),
+            "rate": links / statements.run_bare_statement(testbed.copy("storm", "run by hand")),
+        }
 
     ours, other = take_turns(
         testbed.rounds,
         lambda turn: sweep("", worker),
-        lambda turn: sweep("other ", other_worker) if testbed.against else bare(),
+        lambda turn: sweep("other ", other_worker) if testbed.against else run_by_hand(),
     )
     about = f"tables {tables}"
     rates = [turn["rate"] for turn in ours], [turn["rate"] for turn in other]
     results.compare(f"{about}: links", "links/s", testbed.against or "the bare statement", rates)
+    if not testbed.against:
+        batches = rates[0], [turn["batches"] for turn in other]
+        results.compare(f"{about}: links, beside committed batches", "links/s", "batches by hand", batches)
     for name, side in ((about, ours), (f"{about}, {testbed.against}", other if testbed.against else [])):
         if side:
             results.add(f"{name}: WAL of a link", "bytes", [turn["wal"] for turn in side])
