@@ -30,9 +30,6 @@ from prometheus_client.core import Metric
 from bench.results import number
 from mailglass_reconcile import errors, exposition, telemetry
 from mailglass_reconcile.cli import command
-from mailglass_reconcile.ops import checks
-from mailglass_reconcile.ops.checks import redis_server, workers
-from mailglass_reconcile.ops.checks.check import Check
 from mailglass_reconcile.ops.metrics import MetricsSnapshot
 from mailglass_reconcile.providers import registry
 from mailglass_reconcile.providers.provider import Provider
@@ -228,7 +225,6 @@ def blocks() -> dict[str, str]:
             family for family in receiver_metrics.families() if family.name != f"{exposition.PREFIX}messages"
         ),
         "instruments": instruments(),
-        "checks of the doctor": doctors_own_checks(),
         "states": states(),
         **{name: reports(registry.get_provider(name)) for name in registry.PROVIDERS},
         "layers": layers(),
@@ -495,15 +491,6 @@ def schemas() -> str:
         prints = sentences("; ".join(filter(None, ["one object" if shape == "What" else "one object per line", notes])))
         rows.append(f"| `{command_line}` | {prints} | [{name}.json](schemas/{name}.json) |")
     return "\n".join([*rows, FOLLOW]) + "\n"
-
-
-def doctors_own_checks() -> str:
-    """Return the names of the checks that `/metrics` does not have, so that no alert names them."""
-    other_modules = [value for module in (redis_server, workers) for value in vars(module).values()]
-    others = [value for value in other_modules if isinstance(value, Check)]
-    names = ["database", *(check.name for check in (*checks.CHECKS, *others)), "celery"]
-    fast = {check.name for check in checks.CHECKS if check.is_fast}
-    return textwrap.fill(", ".join(f"`{name}`" for name in dict.fromkeys(names) if name not in fast), 120) + ".\n"
 
 
 def states() -> str:
