@@ -2,16 +2,19 @@
 
 import logging
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import sqlalchemy as sa
 
 import factories
 import mailglass_reconcile
 from mailglass_reconcile.errors import DatabaseRefusedError
-from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.tables import ledger
 from marking import slow_unless
-from recording import NAMELESS
+from recording import NAMELESS, WAITING
+from waiting import PATIENCE, wait_until
 
 _COUNTED = """
 CREATE SEQUENCE public.attempts;
@@ -98,6 +101,27 @@ def test_an_orphan_that_was_linked_before_is_closed_with_its_ids(db):
     assert mailglass_reconcile.reconcile().linked == 0
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
     assert db.value("SELECT count(*) FROM mailglass_open_orphan_ids") == 0
+
+
+def test_an_orphan_that_another_session_links_while_a_batch_waits_for_its_key_is_closed(db):
+    """The batch's own snapshot does not have the event, and the session's trigger has left the orphan to the batch."""
+    event_id = factories.orphan(db, factories.postmark("one"))
+    delivery_id = factories.delivery(db, "one")
+
+    def link():
+        with Database(db.engine, db.settings).writing() as tx:
+            return ledger.link(tx, [(event_id, delivery_id)])
+
+    with ThreadPoolExecutor(1) as threads, db.engine.connect() as other:
+        other.execute(sa.text("SET LOCAL mailglass_reconcile.closes_orphans = 'on'"))
+        factories.insert(other, events=[factories.reconciled_row(event_id, delivery_id)])
+        batch = threads.submit(link)
+        wait_until(lambda: db.value(WAITING) == 1)
+        other.commit()
+        [claimed] = batch.result(timeout=PATIENCE)
+    assert (claimed.reconciled_id, claimed.closed) == (None, True)
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
+    db.broken.add("I2")  # the other session has projected nothing
 
 
 @pytest.mark.parametrize("columns", [{"tenant_id": "other"}, {"type": "delivered"}])
