@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from version_argument import add_version_argument, find_other_version
+
 ROOT = Path(__file__).resolve().parents[1]
 FIRST = re.compile(r"0001[a-z]")
 """The id of the first revision, until it is frozen."""
@@ -21,10 +23,8 @@ FIRST = re.compile(r"0001[a-z]")
 def main() -> None:
     """Freeze this checkout, or end with exit code 1 and a line for each reason why not."""
     parser = argparse.ArgumentParser(prog="make freeze", description=__doc__)
-    parser.add_argument("version", help="the version to release, such as 0.1.0")
+    add_version_argument(parser)
     version = parser.parse_args().version
-    if not re.fullmatch(r"\d+\.\d+\.\d+", version):
-        parser.error(f"{version!r} is not a version: set VERSION=0.1.0")
     if problems := list(find_problems(ROOT, version)):
         sys.exit("\n".join(f"nothing was changed: {problem}" for problem in problems))
     for old, new in list(rename_first_revision(ROOT)):
@@ -40,8 +40,7 @@ def find_problems(root: Path, version: str) -> Iterator[str]:
     status = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=False)
     if status.returncode or status.stdout:
         yield "the checkout is not clean: commit or stash what `git status` lists"
-    if f'__version__ = "{version}"' not in (root / "mailglass_reconcile" / "__init__.py").read_text():
-        yield f"__version__ in mailglass_reconcile/__init__.py is not {version}"
+    yield from find_other_version(root, version)
     if f"\n## {version} (to be released)\n" not in (root / "CHANGELOG.md").read_text():
         yield f"CHANGELOG.md has no section `## {version} (to be released)`"
 

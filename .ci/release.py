@@ -17,6 +17,8 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from version_argument import add_version_argument, find_other_version
+
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ("python3.11", "python3.12", "python3.13", "python3.14")
 EXTRAS = "[demo,django,testing,web,webhooks]"
@@ -25,12 +27,10 @@ EXTRAS = "[demo,django,testing,web,webhooks]"
 def main() -> None:
     """Check, and unless only that is asked for, build, install and try what would be published."""
     parser = argparse.ArgumentParser(prog="make release", description=__doc__)
-    parser.add_argument("version", help="the version to release, such as 0.1.0; the tag is v and the version")
+    add_version_argument(parser)
     parser.add_argument("--address", help="the repository's address, until pyproject.toml has it")
     parser.add_argument("--only-check", action="store_true", help="check the working tree, and build nothing")
     arguments = parser.parse_args()
-    if not re.fullmatch(r"\d+\.\d+\.\d+", arguments.version):
-        parser.error(f"{arguments.version!r} is not a version: set VERSION=0.1.0")
     if arguments.only_check:
         stop_on_problems(ROOT, arguments.version)
     else:
@@ -48,18 +48,13 @@ def stop_on_problems(root: Path, version: str) -> None:
 
 def find_problems(root: Path, version: str) -> Iterator[str]:
     """Yield what keeps a checkout from being released as a version, a sentence each."""
-    text = (root / "mailglass_reconcile" / "__init__.py").read_text()
-    if f'__version__ = "{version}"' not in text:
-        yield f"the tag v{version} is not __version__ in mailglass_reconcile/__init__.py"
+    yield from find_other_version(root, version)
     if not re.search(rf"^## {re.escape(version)} \(\d{{4}}-\d\d-\d\d\)$", (root / "CHANGELOG.md").read_text(), re.M):
         yield f"CHANGELOG.md has no section `## {version} (YYYY-MM-DD)`"
     project = tomllib.loads((root / "pyproject.toml").read_text())
     markers = project["tool"]["hatch"]["metadata"]["hooks"]["custom"]
-    for name in ("address", "maintainers", "security"):
-        if not markers[name]:
-            yield f"pyproject.toml has no {name} in [tool.hatch.metadata.hooks.custom]"
-    if not re.search(r"^ON_PYPI = True$", (root / "mailglass_reconcile" / "errors.py").read_text(), re.M):
-        yield "ON_PYPI in mailglass_reconcile/errors.py is not True: messages would install from a clone"
+    for name in (name for name, value in markers.items() if not value):
+        yield f"fill in {name} in pyproject.toml, [tool.hatch.metadata.hooks.custom]; run `python docs/reference.py`"
     names = sorted(path.name for path in (root / "alembic" / "versions").glob("[0-9]*.py"))
     if unreleased := [name for name in names if not re.match(r"\d{4}_", name)]:
         yield f"{', '.join(unreleased)} is not frozen: run `make freeze VERSION={version}`"

@@ -3,7 +3,7 @@
 `python docs/reference.py` writes them; with `--check`, it names the files that differ, and exits with 1. A block stands
 between the comments `<!-- NAME: written by docs/reference.py -->` and `<!-- end -->`. A limit stands before a comment
 that names it: `60<!-- store.tables.runs.RETENTION_DAYS -->`, or `two<!-- web.access.SESSION_SECONDS in hours -->`. The owner's
-markers in pyproject.toml and `errors.ON_PYPI` change the address to clone, the contacts, and the lines with `pip install`.
+markers in pyproject.toml change the address to clone, the contacts, and the lines with `pip install`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import json_schemas
 from prometheus_client.core import Metric
 
 from bench.results import number
-from mailglass_reconcile import errors, exposition, telemetry
+from mailglass_reconcile import exposition, telemetry
 from mailglass_reconcile.cli import command
 from mailglass_reconcile.ops.metrics import MetricsSnapshot
 from mailglass_reconcile.providers import registry
@@ -166,13 +166,13 @@ def generated() -> dict[Path, str]:
 
 
 def owners_markers() -> dict[str, Any]:
-    """Return the owner's markers in pyproject.toml: `address`, `maintainers` and `security`."""
+    """Return the owner's markers in pyproject.toml: `address`, `maintainers`, `on_pypi` and `security`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     return dict(project["tool"]["hatch"]["metadata"]["hooks"]["custom"])
 
 
 def with_owners_markers(
-    text: str, address: str = owners_markers()["address"], *, on_pypi: bool = errors.ON_PYPI
+    text: str, address: str = owners_markers()["address"], *, on_pypi: bool = owners_markers()["on_pypi"]
 ) -> str:
     """Return a page whose `git clone` has the project's address, and which installs from the index once it is there."""
     if address:

@@ -47,8 +47,6 @@ OUTAGE_SQLSTATES = frozenset(
 
 
 COMMAND = "mailglass-reconcile"
-ON_PYPI = False
-"""Set it to True with the first release: messages and pages then install from the index."""
 
 
 class _LocalNames:
@@ -77,13 +75,13 @@ def docs_url(name: str) -> str:
     return f"docs/{name} in the repository"
 
 
-def install_command(extra: str, *, on_pypi: bool = ON_PYPI) -> str:
-    """Return the command that installs an extra of this package: until it is on PyPI, from a clone."""
-    return (
-        f"pip install 'mailglass-reconcile[{extra}]'"
-        if on_pypi
-        else f"pip install '.[{extra}]' in a clone of mailglass-reconcile"
-    )
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra of this package: from where it was installed itself."""
+    with suppress(metadata.PackageNotFoundError):
+        # PEP 610: pip and uv write this file unless they take a package from an index.
+        if metadata.distribution("mailglass-reconcile").read_text("direct_url.json") is None:
+            return f"pip install 'mailglass-reconcile[{extra}]'"
+    return f"pip install '.[{extra}]' in a clone of mailglass-reconcile"
 
 
 def with_local_names(text: str) -> str:

@@ -11,6 +11,7 @@ from mailglass_reconcile.errors import (
     DatabaseUnavailableError,
     MailglassReconcileError,
     database_errors,
+    install_command,
 )
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
@@ -72,3 +73,13 @@ def test_a_cancelled_statement_is_not_an_unreachable_server(db):
         db.engine.begin() as connection,
     ):
         connection.exec_driver_sql("SET LOCAL statement_timeout = 10; SELECT pg_sleep(5)")
+
+
+def test_an_extra_is_installed_from_where_the_package_came(tmp_path, monkeypatch):
+    """A package of an index has no `direct_url.json`; this one comes from its clone."""
+    assert install_command("web") == "pip install '.[web]' in a clone of mailglass-reconcile"
+    folder = tmp_path / "mailglass_reconcile-0.1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Name: mailglass-reconcile\nVersion: 0.1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert install_command("web") == "pip install 'mailglass-reconcile[web]'"

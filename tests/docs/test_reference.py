@@ -7,7 +7,6 @@ import reference
 
 import mailglass_reconcile
 from mailglass_reconcile import webhooks
-from mailglass_reconcile.errors import install_command
 
 pytestmark = pytest.mark.version_independent
 
@@ -55,4 +54,3 @@ def test_pages_install_from_the_index_once_the_package_is_there():
         "`pip install 'mailglass-reconcile[web,django]' fastapi` `pip install \"mailglass-reconcile[django]\"`"
         " `pip install asyncpg` `pip install ./other` --editable ."
     )
-    assert install_command("web", on_pypi=True) == "pip install 'mailglass-reconcile[web]'"

@@ -1,6 +1,5 @@
 """The checks of `make release` and of the release workflow, on a copy of this checkout."""
 
-import importlib.util
 import re
 import shutil
 from pathlib import Path
@@ -9,19 +8,12 @@ import pytest
 import yaml
 
 import mailglass_reconcile
+import release
 
 pytestmark = pytest.mark.version_independent
 
 ROOT = Path(__file__).parents[2]
 VERSION = mailglass_reconcile.__version__
-
-
-@pytest.fixture
-def release():
-    specification = importlib.util.spec_from_file_location("release", ROOT / ".ci" / "release.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -47,30 +39,30 @@ def edit(path, *changes):
 def fill_in(checkout):
     """Fill in the owner's markers, and date the changelog."""
     edit(checkout / "CHANGELOG.md", (rf"^## {re.escape(VERSION)} \(.*\)$", f"## {VERSION} (2026-12-03)"))
-    edit(checkout / "mailglass_reconcile" / "errors.py", ("^ON_PYPI = .*$", "ON_PYPI = True"))
     edit(
         checkout / "pyproject.toml",
         ('^address = ""', 'address = "https://example.com/shop/mailglass"'),
         (r"^maintainers = \[\]", 'maintainers = ["Ada <ada@example.com>"]'),
+        ("^on_pypi = false", "on_pypi = true"),
         ('^security = ""', 'security = "security@example.com"'),
     )
 
 
-def test_a_checkout_that_is_not_ready_gets_a_line_for_each_problem(release, checkout, capsys):
+def test_a_checkout_that_is_not_ready_gets_a_line_for_each_problem(checkout, capsys):
     """The tag, the changelog, each of the owner's markers, and the first revision are named."""
     with pytest.raises(SystemExit) as stopped:
         release.stop_on_problems(checkout, "9.9.9")
     lines = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 1
     assert all(line.startswith("not released: ") for line in lines)
-    words = ["tag v9.9.9", "CHANGELOG", "no address", "no maintainers", "no security", "ON_PYPI", "is not frozen"]
+    words = ["is not 9.9.9", "CHANGELOG", "in address", "in maintainers", "in on_pypi", "in security", "is not frozen"]
     assert [word in line for word, line in zip(words, lines, strict=True)] == [True] * len(words)
     fill_in(checkout)
     (problem,) = release.find_problems(checkout, VERSION)
     assert problem.endswith(f"is not frozen: run `make freeze VERSION={VERSION}`")
 
 
-def test_a_version_that_is_none_is_a_wrong_usage(release, monkeypatch, capsys):
+def test_a_version_that_is_none_is_a_wrong_usage(monkeypatch, capsys):
     """`make release` without VERSION comes here too."""
     for version in ("", "v0.1.0", "0.1"):
         monkeypatch.setattr("sys.argv", ["release.py", version])
