@@ -44,7 +44,8 @@ class Database:
     @property
     def sqlalchemy_url(self) -> str:
         """The URL as pages print it, for our programs and SQLAlchemy's `create_engine`."""
-        return self.engine.url.render_as_string(hide_password=False)
+        url = sa.make_url(self.url).set(drivername="postgresql+psycopg")
+        return url.render_as_string(hide_password=False)
 
     @property
     def database(self) -> Handle:
