@@ -30,9 +30,9 @@ RESTORE_VERSION = f"INSERT INTO mailglass_reconcile_version VALUES ('{VERSION}')
 """The first of two steps that the doctor names: restore the row, or remove and migrate."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A running system, which all tests of this module share and which does not know that it is tested."""
+    """A running system, which does not know that it is tested; a test that fails leaves its fault to no other."""
     with running_system(tmp_path_factory.mktemp("system")) as running:
         yield running
 
@@ -149,7 +149,6 @@ def test_a_fault_is_named_at_once_and_its_remedy_fixes_it(system: System, fault:
     """The doctor names it at once; `status --check` and an alert do so within a threshold, unless only the doctor
     sees it.
     """
-    system.reset()
     timeline = Timeline(system.admin, tmp_path)
     timeline.scrape()
     timeline.scrape()
@@ -177,7 +176,6 @@ def test_a_fault_is_named_at_once_and_its_remedy_fixes_it(system: System, fault:
 @pytest.mark.nightly
 def test_a_thousand_foreign_events_are_not_called_unhealthy(system: System, tmp_path: Path) -> None:
     """Mail of other software never matches; a full sweep has checked all of it, and no alert fires."""
-    system.reset()
     timeline = Timeline(system.admin, tmp_path)
     timeline.scrape()
     insert(system.admin, [], [orphan_row(postmark(f"foreign {n}"), age_seconds=80_000) for n in range(1_000)])

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-import sqlalchemy as sa
 
 import commands
 import granting
 import mailglass_reconcile
 from database import Database
 from installation import Site
-from mailglass_reconcile.errors import sqlstate
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
@@ -31,12 +29,6 @@ MAX_LAG = "6s"
 PATIENCE = 90
 """A lock that a killed worker leaves behind lapses within 60 seconds."""
 RANK = (OK, WARNING, ERROR)
-
-EMPTIED = """
-SET LOCAL session_replication_role = replica;
-TRUNCATE mailglass_events, mailglass_deliveries, mailglass_webhook_events, mailglass_open_orphans,
-         mailglass_open_orphan_ids, mailglass_reconcile_runs, mailglass_handler_outbox
-"""
 
 HANDLERS = """
 import os
@@ -106,22 +98,11 @@ class System:
         """Run the command in the worker's environment."""
         return commands.run_forked(self.site.db, *arguments, **{**self.site.environment, **environment})
 
-    def reset(self) -> None:
-        """Delete all rows, and make sure that everything runs and is healthy."""
-        wait_until(self._try_to_empty)
-        self.start(*({"worker", "beat"} - self._running.keys()))
+    def start_all(self) -> None:
+        """Start the worker and beat, and wait until everything is healthy."""
+        self.start("worker", "beat")
         mailglass_reconcile.configure(engine=self.site.db.engine, settings=self.site.db.settings)
         wait_until(self.is_healthy, PATIENCE)
-
-    def _try_to_empty(self) -> bool:
-        """Delete all rows, or return False if a sweep holds the tables in another order."""
-        try:
-            self.admin.run(EMPTIED)
-        except sa.exc.OperationalError as error:
-            if sqlstate(error) != "40P01":
-                raise
-            return False
-        return True
 
     def doctor(self) -> dict[str, dict[str, Any]]:
         """Return the worst finding of each check."""
@@ -178,6 +159,7 @@ def running_system(folder: Path) -> Iterator[System]:
                 admin.run(statement.replace(documented, "mail"))
         created = System(admin, url.replace("postgres@", "mail@"), redis_url, folder, disk and disk / "filling")
         try:
+            created.start_all()
             yield created
         finally:
             created.close()
