@@ -12,7 +12,7 @@ PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
 
 CHECK = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed, and $(PYTHON) is " + sys.version.split()[0] + ": try make PYTHON=python3.13")'
 
-.PHONY: demo test test-all nightly faults soak broken mutation bench scale rabbitmq constraints freeze release clean
+.PHONY: demo test test-all nightly soak broken mutation bench scale rabbitmq constraints freeze release clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/mailglass-reconcile demo
@@ -27,9 +27,6 @@ test-all: $(VENV)/test.stamp
 # What CI leaves out: the many variants of a promise, and `make test` on each other Python that is here.
 nightly: $(VENV)/test.stamp $(VENV)/nox.stamp
 	code=0; $(PYTEST) -m nightly $(ARGS) || code=$$?; $(BIN)/nox --session tests || code=$$?; exit $$code
-
-faults: $(VENV)/test.stamp
-	MAILGLASS_FAULTS=full $(BIN)/python -m pytest -v --timeout=1500 tests/faults tests/pubsub/test_publisher.py $(ARGS)
 
 soak: $(VENV)/test.stamp
 	PYTHONPATH=tests:tests/support $(BIN)/python -m faults.soak $(ARGS)

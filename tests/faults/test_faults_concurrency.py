@@ -13,10 +13,10 @@ import sqlalchemy as sa
 import factories
 import mailglass_reconcile
 from database import Database
-from faults import FULL
 from faults.works import Killable, killable_process
+from marking import nightly_unless
 
-pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.version_independent]
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.version_independent, pytest.mark.timeout(1_500)]
 
 PROCESSES = 8
 GROUP = 10
@@ -45,12 +45,12 @@ def crowd(db: Database, draw: random.Random, orphans: int) -> list[str]:
     return texts
 
 
-def seeds() -> list[tuple[int, int, int]]:
-    """Return `(first seed, seeds, orphans)` for each database."""
-    return [(first, GROUP, 1_000) for first in range(0, 100, GROUP)] if FULL else [(0, 2, 200)]
+FEW = (0, 2, 200)
+SEEDS = [FEW, *((first, GROUP, 1_000) for first in range(0, 100, GROUP))]
+"""`(first seed, seeds, orphans)` for each database."""
 
 
-@pytest.mark.parametrize(("first", "number", "orphans"), seeds())
+@pytest.mark.parametrize(("first", "number", "orphans"), nightly_unless(FEW.__eq__, SEEDS))
 def test_eight_processes_without_a_lock_link_each_orphan_once(
     db: Database,
     sweepers: list[Killable],
@@ -72,9 +72,9 @@ def test_eight_processes_without_a_lock_link_each_orphan_once(
         assert linked + mailglass_reconcile.reconcile().linked == orphans, seed
 
 
-def test_writers_with_optimistic_locks_lose_no_update_beside_sweeps(db: Database) -> None:
+@pytest.mark.parametrize("rounds", nightly_unless((1).__eq__, [1, 20]))
+def test_writers_with_optimistic_locks_lose_no_update_beside_sweeps(db: Database, rounds: int) -> None:
     """A writer's update fails on a stale version and is retried; each one that succeeded is still there."""
-    rounds = 20 if FULL else 1
     for seed in range(rounds):
         draw = random.Random(seed)
         texts = crowd(db, draw, 100)
@@ -119,9 +119,9 @@ def _write_optimistically(db: Database, texts: list[str], mark: str, seed: float
                 connection.commit()
 
 
-def test_another_reconciler_that_appends_one_by_one_shares_the_orphans_with_a_sweep(db: Database) -> None:
+@pytest.mark.parametrize("rounds", nightly_unless((3).__eq__, [3, 30]))
+def test_another_reconciler_that_appends_one_by_one_shares_the_orphans_with_a_sweep(db: Database, rounds: int) -> None:
     """In the end each orphan has one `reconciled` event, whoever appended it, and only ours are counted."""
-    rounds = 30 if FULL else 3
     for seed in range(rounds):
         draw = random.Random(seed)
         crowd(db, draw, 100)

@@ -6,44 +6,45 @@ from typing import Any
 import pytest
 
 from database import Database
-from faults import FULL, proxy
+from faults import proxy
 from faults.works import HandlersOnDjango, HandlersOnEngine, killable_process, link_orphans
 from handling import effects, handle_all, make_due, states
 from mailglass_reconcile import dispatch
 from mailglass_reconcile.handlers import administration
+from marking import nightly_unless
 from waiting import PATIENCE, wait_until
 
-pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.version_independent]
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.version_independent, pytest.mark.timeout(1_500)]
 
-EVENTS = 1_000 if FULL else 40
 KILLS = 6
 """How many times handlers kill their process, on average."""
 
 
+@pytest.mark.parametrize("events", nightly_unless((40).__eq__, [40, 1_000]))
 @pytest.mark.parametrize(
     "more",
     [pytest.param({}, id="on the engine's"), pytest.param({"HANDLED_DJANGO": "1"}, id="on Django's connection")],
 )
 def test_handlers_that_fail_and_kill_their_process_act_exactly_once(
-    handler_db: Database, redis_url: str, more: dict[str, str]
+    handler_db: Database, redis_url: str, more: dict[str, str], events: int
 ) -> None:
     """Two dispatchers are restarted until no job waits; dead jobs are retried."""
     handlers = ("steady", "flaky", *(["orm"] if more else []))
     handle_all(handler_db, *handlers)
-    link_orphans(handler_db, EVENTS)
+    link_orphans(handler_db, events)
     killed = 0
-    more = {**more, "MAILGLASS_IMPORTS": "faults.handled", "HANDLED_KILLS": str(KILLS / (1.4 * EVENTS))}
+    more = {**more, "MAILGLASS_IMPORTS": "faults.handled", "HANDLED_KILLS": str(KILLS / (1.4 * events))}
     with (
         killable_process(handler_db, redis_url, "dispatch", **more) as first,
         killable_process(handler_db, redis_url, "dispatch", **more) as second,
     ):
-        while states(handler_db) != {"done": len(handlers) * EVENTS}:
+        while states(handler_db) != {"done": len(handlers) * events}:
             for process in (first, second):
                 process.begin()
             killed += sum(process.end()[0] != 0 for process in (first, second))
             administration.retry(handler_db.database)
             make_due(handler_db)
-    assert effects(handler_db) == dict.fromkeys(handlers, EVENTS)
+    assert effects(handler_db) == dict.fromkeys(handlers, events)
 
 
 SLOW_COMMIT = """

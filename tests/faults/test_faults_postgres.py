@@ -13,7 +13,7 @@ import factories
 import mailglass_reconcile
 import sweeping
 from database import APPENDED, Database
-from faults import FULL, servers
+from faults import servers
 from faults.refusing import forgiving, refusing
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.settings import Settings
@@ -24,7 +24,7 @@ from mailglass_reconcile.sweep.result import SweepResult
 from marking import nightly_unless, slow_unless
 from waiting import wait_until
 
-pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.version_independent]
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.version_independent, pytest.mark.timeout(1_500)]
 
 STATES = ("40001", "40P01", "55P03", "57014", "53100", "53300", "57P01", "25006")
 IN_CI = ("55P03", "22P02", "53100")
@@ -43,7 +43,7 @@ def sweep(db: Database, batch_size: int = 4, **settings: object) -> SweepResult:
 
 
 @pytest.mark.parametrize("state", nightly_unless(IN_CI.__contains__, STATES))
-@pytest.mark.parametrize("times", [1, 2, 3] if FULL else [1])
+@pytest.mark.parametrize("times", nightly_unless((1).__eq__, [1, 2, 3]))
 def test_a_commit_refused_a_few_times_is_retried_or_halved(db: Database, state: str, times: int) -> None:
     """A sequence counts the refusals, because a rollback does not reset it."""
     factories.insert_pairs(db, 10)
@@ -107,8 +107,8 @@ def test_halves_that_were_committed_before_an_outage_are_counted_and_published(d
     assert sweep(db).linked == 4
 
 
-def test_a_backend_terminated_during_a_sweep_loses_no_link(db: Database) -> None:
-    rounds = 40 if FULL else 6
+@pytest.mark.parametrize("rounds", nightly_unless((6).__eq__, [6, 40]))
+def test_a_backend_terminated_during_a_sweep_loses_no_link(db: Database, rounds: int) -> None:
     for number in range(rounds):
         factories.insert_pairs(db, 12)
         over = threading.Event()
@@ -129,7 +129,7 @@ def test_a_backend_terminated_during_a_sweep_loses_no_link(db: Database) -> None
         assert db.count_links() == 12 * (number + 1)
 
 
-@pytest.mark.parametrize("times", [1, 2, 3] if FULL else [1])
+@pytest.mark.parametrize("times", nightly_unless((1).__eq__, [1, 2, 3]))
 def test_a_backend_terminated_inside_its_commit_is_retried(db: Database, times: int) -> None:
     """A deferred trigger terminates its own session, so that COMMIT gets no response."""
     factories.insert_pairs(db, 10)
@@ -197,11 +197,11 @@ def test_locked_rows_are_skipped_without_waiting_or_rolling_back(db: Database, t
     "isolation",
     slow_unless("READ COMMITTED".__eq__, ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]),
 )
+@pytest.mark.parametrize("rounds", nightly_unless((3).__eq__, [3, 20]))
 def test_a_writer_in_the_opposite_order_neither_blocks_a_sweep_nor_is_made_a_victim(
-    db: Database, isolation: str
+    db: Database, isolation: str, rounds: int
 ) -> None:
     """While sweeps run, it updates the same deliveries one by one, from the last to the first."""
-    rounds = 20 if FULL else 3
     for _ in range(rounds):
         factories.insert_pairs(db, 30)
         failures: list[str | None] = []
@@ -295,14 +295,14 @@ def own_server() -> Iterator[servers.Postgres]:
         yield server
 
 
+@pytest.mark.parametrize("rounds", nightly_unless((2).__eq__, [2, 10]))
 def test_a_server_restarted_immediately_during_a_sweep_loses_no_link(
-    own_server: servers.Postgres, redis_url: str
+    own_server: servers.Postgres, redis_url: str, rounds: int
 ) -> None:
     """The sweep waits for it or fails; the next one links the rest."""
     settings = Settings(database_url=SecretStr(own_server.url), redis_url=SecretStr(redis_url), batch_size=1)
     engine = engines.create_engine(settings)
     plain = servers.PlainDatabase(engine)
-    rounds = 10 if FULL else 2
     for number in range(rounds):
         wait_until(lambda: _answers(engine))
         factories.insert_pairs(plain, 10)
@@ -345,8 +345,10 @@ def _client(redis_url: str) -> Iterator[Publisher]:
 
 
 @pytest.mark.skipif(servers.pgbouncer_path() is None, reason="pgbouncer is not installed")
-def test_sweeps_through_pgbouncer_in_transaction_mode_link_and_leave_no_setting_behind(db: Database) -> None:
-    rounds = 10 if FULL else 2
+@pytest.mark.parametrize("rounds", nightly_unless((2).__eq__, [2, 10]))
+def test_sweeps_through_pgbouncer_in_transaction_mode_link_and_leave_no_setting_behind(
+    db: Database, rounds: int
+) -> None:
     with servers.pgbouncer(db.url, 2) as url:
         settings = db.settings.model_copy(update={"database_url": SecretStr(url), "batch_size": 5})
         engine = engines.create_engine(settings)

@@ -16,12 +16,12 @@ import mailglass_reconcile
 import sweeping
 from catalog import MAILGLASS
 from database import Database
-from faults import FULL
 from mailglass_reconcile.errors import sqlstate
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.result import SweepResult
+from marking import nightly_unless
 
 pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 
@@ -261,7 +261,7 @@ def _refusals(engine: sa.Engine, deliveries: list[dict[str, Any]], events: list[
     return refusals
 
 
-@pytest.mark.parametrize("turn", range(len(PLACES)) if FULL else [0])
+@pytest.mark.parametrize("turn", nightly_unless((0).__eq__, range(len(PLACES))))
 def test_a_hostile_row_is_counted_with_its_reason_and_the_rest_of_its_batch_is_linked(
     db: Database, untouched: sa.Engine, turn: int
 ) -> None:

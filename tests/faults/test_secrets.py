@@ -16,11 +16,11 @@ import mailglass_reconcile
 import observing
 import processes
 from database import Database
-from faults import FULL
 from faults.refusing import refusing
 from installation import Site
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
+from marking import nightly_unless
 from recording import event, record
 from waiting import PATIENCE, wait_until
 
@@ -104,7 +104,10 @@ def test_a_sweep_that_links_and_classifies_says_nothing_of_them(db: Database, ca
     capture.more.append(repr(result))
 
 
-@pytest.mark.parametrize("state", ["22P02", "53100", *(["23514", "40001", "57P01", "25006"] if FULL else [])])
+STATES = ["22P02", "53100", "23514", "40001", "57P01", "25006"]
+
+
+@pytest.mark.parametrize("state", nightly_unless(STATES[:2].__contains__, STATES))
 def test_a_refused_batch_says_nothing_of_them(db: Database, capture: Capture, state: str) -> None:
     """Postgres's own message and detail have the row."""
     plant(db)
@@ -210,7 +213,7 @@ def test_an_unreachable_or_refusing_redis_says_nothing_of_its_password(db: Datab
         {"MAILGLASS_BATCH_SIZE": CANARIES["subject"]},
     ],
 )
-@pytest.mark.parametrize("command", COMMANDS[: None if FULL else 1])
+@pytest.mark.parametrize("command", nightly_unless((COMMANDS[0],).__eq__, [(command,) for command in COMMANDS]))
 def test_the_commands_print_none_of_them(
     db: Database, redis_url: str, capture: Capture, broken: dict[str, str], command: tuple[str, ...]
 ) -> None:
@@ -222,9 +225,10 @@ def test_the_commands_print_none_of_them(
     capture.more += [result.stdout, result.stderr]
 
 
-@pytest.mark.parametrize(
-    "fault", ["refused", "no database", *(["none", "gone", "wrong call", "no redis"] if FULL else [])]
-)
+FAULTS = ["refused", "no database", "none", "gone", "wrong call", "no redis"]
+
+
+@pytest.mark.parametrize("fault", nightly_unless(FAULTS[:2].__contains__, FAULTS))
 def test_a_worker_keeps_none_of_them_in_its_results_its_log_or_redis(site: Site, capture: Capture, fault: str) -> None:
     """At DEBUG, a sweep links, fails on its rows, raises, gets wrong arguments, or loses a server."""
     plant(site.db)
@@ -246,7 +250,7 @@ def test_a_worker_keeps_none_of_them_in_its_results_its_log_or_redis(site: Site,
             )
         else:
             wait_until(answer.ready, PATIENCE)
-            expected = {"none": "ok", "refused": "partial", "gone": "failed"}.get(fault)
+            expected = {"none": "ok", "refused": "partial"}.get(fault)
             assert (answer.result["status"] if answer.state == "SUCCESS" else None) == expected
             capture.more += [repr(answer.result), str(answer.traceback)]
         # The result is stored before the child exports its metrics and then its spans, the task's own last.

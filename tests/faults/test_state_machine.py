@@ -23,7 +23,6 @@ import mailglass_reconcile
 import oracle
 import sweeping
 from database import Database
-from faults import FULL
 from handling import leave_effect, make_due, register, states
 from mailglass_reconcile import DeliveryEvent, InvalidEventError, erase, link, on_event, runtime
 from mailglass_reconcile.handlers import administration
@@ -45,7 +44,7 @@ from mailglass_reconcile.sweep.result import SweepResult
 
 pytestmark = [pytest.mark.long, pytest.mark.slow]
 
-SCHEDULES = int(os.environ.get("MAILGLASS_SCHEDULES", "400" if FULL else "15"))
+SCHEDULES = int(os.environ.get("MAILGLASS_SCHEDULES", "15"))
 # Few ids, mostly of one tenant and one delivery, so that most orphans meet a delivery, and some meet several.
 TENANTS = st.sampled_from(["a", "a", "a", "b"])
 IDS = st.sampled_from(["m1", "m1", "m1", "m2", "wide"])
