@@ -202,3 +202,12 @@ def test_a_package_index_gets_links_to_the_tag_of_the_version_once_the_project_h
     )
     assert hook.urls("", "0.1.0") == {}
     assert hook.urls("https://x.example", "0.1.0")["Changes"] == "https://x.example/blob/v0.1.0/CHANGELOG.md"
+
+
+def test_each_example_is_named_by_a_page():
+    """Its reader comes from there; the README of the examples lists all."""
+    folders = {path.parent.name for path in (pages.ROOT / "examples").glob("*/README.md")}
+    texts = "".join(page.read_text() for page in DOCS.glob("*.md"))
+    assert folders - set(re.findall(r"`examples/([\w-]+)", texts)) == set()
+    listed = re.findall(r"^\| \[`([\w-]+)/`\]", (pages.ROOT / "examples/README.md").read_text(), re.MULTILINE)
+    assert set(listed) == folders
