@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import click
-from alembic.util import CommandError
 
 from mailglass_reconcile.errors import DatabaseRefusedError, MailglassReconcileError, database_errors
 from mailglass_reconcile.settings import Settings
@@ -18,6 +17,7 @@ from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.engines import create_engine
 from mailglass_reconcile.store.migration import objects, operations, preflight, removal
 from mailglass_reconcile.store.migration.comparison import Comparison, compare
+from mailglass_reconcile.store.migration.quiet_alembic import CommandError
 from mailglass_reconcile.store.migration.session import PLAN_HEADER, Session, open_session
 from mailglass_reconcile.store.schema import revision
 from mailglass_reconcile.store.tables import retention

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import cast
 
-from alembic import op
-
 from mailglass_reconcile.store.database import in_schema
+from mailglass_reconcile.store.migration.quiet_alembic import op
 
 NEW_LEDGER = "mailglass_reconcile.new_ledger"
 """An attribute of Alembic's configuration."""

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
 
 from mailglass_reconcile.errors import database_errors, with_local_names
 from mailglass_reconcile.settings import Settings
@@ -18,6 +16,7 @@ from mailglass_reconcile.store import installed
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.migration import environment, preflight, removal
 from mailglass_reconcile.store.migration.comparison import compare
+from mailglass_reconcile.store.migration.quiet_alembic import Config, command
 from mailglass_reconcile.store.migration.session import open_session
 from mailglass_reconcile.store.schema import location, revision, script
 
