@@ -20,6 +20,10 @@ from pathlib import Path
 from version_argument import add_version_argument, find_other_version
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import hatch_build  # noqa: E402 - it stands at the top, where the build finds it
+
 PYTHONS = ("python3.11", "python3.12", "python3.13", "python3.14")
 EXTRAS = "[demo,django,testing,web,webhooks]"
 
@@ -30,8 +34,11 @@ def main() -> None:
     add_version_argument(parser)
     parser.add_argument("--address", help="the repository's address, until pyproject.toml has it")
     parser.add_argument("--only-check", action="store_true", help="check the working tree, and build nothing")
+    parser.add_argument("--notes", action="store_true", help="print the version's section of the changelog")
     arguments = parser.parse_args()
-    if arguments.only_check:
+    if arguments.notes:
+        print(format_notes(ROOT, arguments.version))
+    elif arguments.only_check:
         stop_on_problems(ROOT, arguments.version)
     else:
         try_release(arguments.version, arguments.address)
@@ -66,6 +73,14 @@ def find_problems(root: Path, version: str) -> Iterator[str]:
         yield checked.stderr.strip().splitlines()[-1]
 
 
+def format_notes(root: Path, version: str) -> str:
+    """Return a version's section of the changelog, with links to the files of its tag."""
+    sections = re.split(r"^## ", (root / "CHANGELOG.md").read_text(), flags=re.M)
+    (section,) = (text for text in sections if text.startswith(f"{version} "))
+    markers = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["metadata"]["hooks"]["custom"]
+    return hatch_build.addressed(section.partition("\n")[2].strip(), markers["address"].rstrip("/"), version)
+
+
 def try_release(version: str, address: str | None) -> None:
     """Build a clean clone of HEAD, install it into new environments, and print the commands that publish it."""
     with tempfile.TemporaryDirectory(prefix="release-") as folder:
@@ -86,7 +101,7 @@ def try_release(version: str, address: str | None) -> None:
 
   git tag --sign v{version} --message v{version}
   git push origin v{version}        # release.yml checks, builds, attests and publishes it
-  gh release create v{version} --verify-tag --notes-file CHANGELOG.md
+  python .ci/release.py {version} --notes | gh release create v{version} --verify-tag --notes-file -
 """)
 
 

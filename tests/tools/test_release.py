@@ -62,6 +62,19 @@ def test_a_checkout_that_is_not_ready_gets_a_line_for_each_problem(checkout, cap
     assert problem.endswith(f"is not frozen: run `make freeze VERSION={VERSION}`")
 
 
+def test_the_notes_of_a_release_are_its_section_of_the_changelog(checkout):
+    """Its links lead to the files of the tag, also from a page of releases."""
+    fill_in(checkout)
+    edit(
+        checkout / "CHANGELOG.md", (rf"^## {re.escape(VERSION)} ", f"## 9.9.9 (2027-01-01)\n\nOther.\n\n## {VERSION} ")
+    )
+    notes = release.format_notes(checkout, VERSION)
+    assert notes.startswith("The first release.")
+    assert "Other." not in notes
+    assert f"](https://example.com/shop/mailglass/blob/v{VERSION}/docs/celery.md)" in notes
+    assert "](docs/" not in notes
+
+
 def test_a_version_that_is_none_is_a_wrong_usage(monkeypatch, capsys):
     """`make release` without VERSION comes here too."""
     for version in ("", "v0.1.0", "0.1"):
