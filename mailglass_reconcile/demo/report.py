@@ -68,6 +68,7 @@ def print_report(environment: Demo) -> bool:
         print_line(f"  {'PASS' if is_kept else 'FAIL'}  {promise}", "green" if is_kept else "bold red")
     print_line("next: make test    (in the clone)")
     print_line(f"      {_command()} demo --keep    (servers for the README)")
+    print_line(f"      {_command()} serve          (beside those: a dashboard)")
     print_line(f"      {docs_url('celery.md')}    (for your Celery app)")
     return all(promises.values())
 

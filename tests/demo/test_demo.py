@@ -30,7 +30,7 @@ DEMO = """
 from mailglass_reconcile.cli import main
 main(["demo"])
 """
-COLUMNS, LINES = 80, 62
+COLUMNS, LINES = 80, 63
 
 WITHOUT_WHEELS = """
 from mailglass_reconcile import cli
@@ -137,11 +137,12 @@ def test_the_demo_keeps_its_promises_and_leaves_nothing(tmp_path):
         assert re.search(r" recent +a recent sweep linked \d of \d, \d\.\d s after the commit", demo.output)
         assert demo.output.count("\n  PASS  ") == 7
         assert "FAIL" not in demo.output
-        next_steps = [line.removeprefix("next: ").split("    (")[0].strip() for line in lines[-3:]]
+        next_steps = [line.removeprefix("next: ").split("    (")[0].strip() for line in lines[-4:]]
         assert next_steps[0] == "make test"
         assert next_steps[1].endswith("mailglass-reconcile demo --keep")
-        assert processes.run(["sh", "-c", f"{next_steps[1]} --help"]).returncode == 0
-        assert next_steps[2].startswith("docs/celery.md")
+        assert next_steps[2].endswith("mailglass-reconcile serve")
+        assert all(processes.run(["sh", "-c", f"{step} --help"]).returncode == 0 for step in next_steps[1:3])
+        assert next_steps[3].startswith("docs/celery.md")
         assert max(map(len, lines)) <= COLUMNS
         assert len(lines) == LINES
         assert "\x1b" not in demo.output
