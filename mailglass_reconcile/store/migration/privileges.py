@@ -21,7 +21,7 @@ FOREIGN = ("mailglass_writer", "mailglass_viewer")
 
 _GRANT = re.compile(
     r"^(?:\\if :(?P<condition>made_by_\w+)\n)?"
-    r"GRANT (?P<privileges>[^;]+?)\s+ON (?:FUNCTION )?(?P<object>[^;]+?) TO (?P<role>\w+);",
+    r"GRANT (?P<privileges>[^;]+?)\s+ON (?:FUNCTION )?(?P<object>[^;]+?)\s+TO (?P<role>\w+);",
     re.MULTILINE,
 )
 _PRIVILEGE = re.compile(r"(\w+)(?: \(([^)]*)\))?")
